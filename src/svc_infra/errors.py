@@ -1,0 +1,296 @@
+"""Every error that svc-infra raises, drawn once.
+
+SvcInfraError                        500  internal_error
+├── ConfigurationError               500  configuration_error       raised at start-up; names the setting and the mend
+│   ├── MissingSecretError           500  missing_secret
+│   ├── MissingExtraError            500  missing_extra             (alias: MissingExtra)
+│   └── MigrationRequiredError       500  migration_required
+├── BadRequestError                  400  bad_request
+│   └── TenantRequiredError          400  tenant_required
+├── UnauthorizedError                401  unauthorized
+│   ├── InvalidCredentialsError      401  invalid_credentials
+│   ├── InvalidTokenError            401  invalid_token
+│   │   └── TokenExpiredError        401  token_expired
+│   └── InvalidSignatureError        401  invalid_signature
+├── ForbiddenError                   403  forbidden
+│   └── TenantRefusedError           403  tenant_refused
+├── NotFoundError                    404  not_found
+├── MethodNotAllowedError            405  method_not_allowed
+├── ConflictError                    409  conflict
+│   └── StaleAttemptError            409  stale_attempt
+├── PayloadTooLargeError             413  payload_too_large
+├── ValidationError                  422  validation_error
+│   └── EgressRefusedError           422  egress_refused
+├── RateLimitedError                 429  rate_limited
+├── QuotaExceededError               429  quota_exceeded
+├── UpstreamError                    502  upstream_error
+├── UnavailableError                 503  unavailable
+└── DeadlineExceededError            504  deadline_exceeded         also a builtin TimeoutError
+
+An error's docstring is its message unless the raiser knows more. `code` is stable and machine-readable; over HTTP it
+names the problem type (RFC 9457), whose page the app serves itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class SvcInfraError(Exception):
+    """Something failed inside the service.
+
+    Args:
+        detail: One sentence for a person; the class's docstring when left out. Shown to the client for every status
+            below 500, and for 500s only outside production.
+        errors: One mapping for each thing that is wrong (`detail`, and where it is: `pointer` or `loc`).
+        headers: Response headers that belong to the error, such as `Retry-After` or `WWW-Authenticate`.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal Server Error"
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        errors: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.detail = detail if detail is not None else (type(self).__doc__ or self.title).strip().splitlines()[0]
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        super().__init__(self.detail)
+
+
+class ConfigurationError(SvcInfraError):
+    """The service is configured wrongly."""
+
+    code = "configuration_error"
+    title = "Configuration Error"
+
+
+class MissingSecretError(ConfigurationError):
+    """A secret that this environment needs is not set."""
+
+    code = "missing_secret"
+    title = "Missing Secret"
+
+
+class MissingExtraError(ConfigurationError):
+    """An optional dependency is not installed."""
+
+    code = "missing_extra"
+    title = "Missing Extra"
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is not installed: run `pip install 'svc-infra[{extra}]'`.")
+        self.module = module
+        self.extra = extra
+
+
+MissingExtra = MissingExtraError
+
+
+class MigrationRequiredError(ConfigurationError):
+    """The database schema is older than this code: run `svc-infra sql upgrade`."""
+
+    code = "migration_required"
+    title = "Migration Required"
+
+
+class BadRequestError(SvcInfraError):
+    """The request cannot be understood."""
+
+    status = 400
+    code = "bad_request"
+    title = "Bad Request"
+
+
+class TenantRequiredError(BadRequestError):
+    """This request must name a tenant: send `X-Tenant-Id`."""
+
+    code = "tenant_required"
+    title = "Tenant Required"
+
+
+class UnauthorizedError(SvcInfraError):
+    """This request needs a valid credential."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        errors: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail, errors=errors, headers={"WWW-Authenticate": "Bearer", **(headers or {})})
+
+
+class InvalidCredentialsError(UnauthorizedError):
+    """The e-mail address or the password is wrong."""
+
+    code = "invalid_credentials"
+    title = "Invalid Credentials"
+
+
+class InvalidTokenError(UnauthorizedError):
+    """The token is not valid."""
+
+    code = "invalid_token"
+    title = "Invalid Token"
+
+
+class TokenExpiredError(InvalidTokenError):
+    """The token has expired: log in again or refresh it."""
+
+    code = "token_expired"
+    title = "Token Expired"
+
+
+class InvalidSignatureError(UnauthorizedError):
+    """The signature does not match the body, the timestamp or the secret."""
+
+    code = "invalid_signature"
+    title = "Invalid Signature"
+
+
+class ForbiddenError(SvcInfraError):
+    """The credential is valid but may not do this."""
+
+    status = 403
+    code = "forbidden"
+    title = "Forbidden"
+
+
+class TenantRefusedError(ForbiddenError):
+    """The caller is not a member of this tenant, or there is no such tenant."""
+
+    code = "tenant_refused"
+    title = "Tenant Refused"
+
+
+class NotFoundError(SvcInfraError):
+    """There is nothing here."""
+
+    status = 404
+    code = "not_found"
+    title = "Not Found"
+
+    def __init__(self, what: str | None = None, identifier: object = None) -> None:
+        """`NotFoundError("User", user_id)` reads "User 42 was not found."; one argument alone is the whole detail."""
+        super().__init__(what if identifier is None else f"{what} {identifier} was not found.")
+        self.what = what
+        self.identifier = identifier
+
+
+class MethodNotAllowedError(SvcInfraError):
+    """This address does not answer to this method."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "Method Not Allowed"
+
+
+class ConflictError(SvcInfraError):
+    """The request conflicts with what is already stored."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict"
+
+
+class StaleAttemptError(ConflictError):
+    """This attempt no longer holds the job: its lease ended and another attempt has been given out."""
+
+    code = "stale_attempt"
+    title = "Stale Attempt"
+
+
+class PayloadTooLargeError(SvcInfraError):
+    """The request body is larger than this service accepts."""
+
+    status = 413
+    code = "payload_too_large"
+    title = "Payload Too Large"
+
+
+class ValidationError(SvcInfraError):
+    """The request is well formed but some of its values are not acceptable."""
+
+    status = 422
+    code = "validation_error"
+    title = "Validation Error"
+
+
+class EgressRefusedError(ValidationError):
+    """This address may not be called from the service."""
+
+    code = "egress_refused"
+    title = "Egress Refused"
+
+
+class RateLimitedError(SvcInfraError):
+    """Too many requests: slow down."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too Many Requests"
+
+    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail, headers=_retry_after(retry_after_seconds))
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceededError(SvcInfraError):
+    """The quota for this period is used up."""
+
+    status = 429
+    code = "quota_exceeded"
+    title = "Quota Exceeded"
+
+
+class UpstreamError(SvcInfraError):
+    """Another service that this one depends on gave no usable answer."""
+
+    status = 502
+    code = "upstream_error"
+    title = "Bad Gateway"
+
+
+class UnavailableError(SvcInfraError):
+    """The service cannot do this right now: try again shortly."""
+
+    status = 503
+    code = "unavailable"
+    title = "Service Unavailable"
+
+    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail, headers=_retry_after(retry_after_seconds))
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineExceededError(SvcInfraError, TimeoutError):
+    """The work did not finish in the time that it was given."""
+
+    status = 504
+    code = "deadline_exceeded"
+    title = "Gateway Timeout"
+
+
+def error_types() -> Iterator[type[SvcInfraError]]:
+    """The whole tree, parents before children, in the order in which it is drawn above."""
+    pending: list[type[SvcInfraError]] = [SvcInfraError]
+    while pending:
+        kind = pending.pop(0)
+        yield kind
+        pending = list(kind.__subclasses__()) + pending
+
+
+def _retry_after(seconds: float | None) -> dict[str, str]:
+    return {} if seconds is None else {"Retry-After": str(max(1, round(seconds + 0.5)))}

@@ -1,0 +1,30 @@
+"""Shared aliases, one-method protocols and the identifiers and times that every room uses. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+
+class Clock(Protocol):
+    """Where a room reads the time from, so that a test can hold it still."""
+
+    def now(self) -> datetime:
+        """The current time, aware, in UTC."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        """The current time, aware, in UTC."""
+        return datetime.now(UTC)
+
+
+def new_id() -> UUID:
+    """A new identifier, unique everywhere and ordered by the time it was made (UUIDv7, RFC 9562)."""
+    return uuid7()

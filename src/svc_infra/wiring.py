@@ -1,0 +1,191 @@
+"""What an app has been given: its settings, the objects its rooms share, and what starts and stops with it.
+
+Every `add_<room>(app, ...)` registers here and nowhere else, so rooms find each other without importing each other's
+wiring, can be added in any order, and two apps in one process share nothing. Works on any Starlette or FastAPI app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar, cast
+
+from svc_infra.config import Settings
+from svc_infra.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class Phase(StrEnum):
+    """Where an app is in its life; readiness is `READY` and nothing else."""
+
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that lives as long as the app does.
+
+    Attributes:
+        name: The room's name; one part per name.
+        run: Makes a context manager entered at start-up and left at shutdown, or None.
+        check: Raises when the part cannot do its work now; asked by `/_ops/ready`. None when there is nothing to ask.
+        after: Names of the parts that must start before this one and stop after it, where the app has them.
+    """
+
+    name: str
+    run: Callable[[], AbstractAsyncContextManager[object]] | None = None
+    check: Callable[[], Awaitable[None]] | None = None
+    after: tuple[str, ...] = ()
+
+
+class Wiring:
+    """One app's settings, shared objects and parts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.phase = Phase.NEW
+        self.in_flight = 0
+        self.parts: dict[str, Part] = {}
+        self._objects: dict[type, object] = {}
+        self._idle = asyncio.Event()
+
+    def provide(self, kind: type[T], instance: T) -> None:
+        """Share an object under its type (a port's Protocol or a class)."""
+        self._objects[kind] = instance
+
+    def has(self, kind: type) -> bool:
+        """Whether something is shared under this type."""
+        return kind in self._objects
+
+    def get(self, kind: type[T]) -> T:
+        """The object shared under this type.
+
+        Raises:
+            ConfigurationError: Nothing is; the message names the room to add.
+        """
+        try:
+            return cast(T, self._objects[kind])
+        except KeyError:
+            room = kind.__module__.removeprefix("svc_infra.").partition(".")[0]
+            raise ConfigurationError(f"This app has no {kind.__name__}: call add_{room}(app) first.") from None
+
+    def add(self, part: Part) -> None:
+        """Register a part. A second part of the same name is ignored, so every `add_*` is idempotent.
+
+        Raises:
+            ConfigurationError: The app has already started.
+        """
+        if part.name in self.parts:
+            return
+        if self.phase not in (Phase.NEW, Phase.STOPPED):
+            raise ConfigurationError(f"{part.name!r} was added after the app started: add it before.")
+        self.parts[part.name] = part
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this the wiring that `current_wiring` finds in this block: the edge, the worker and scripts do."""
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+    def request_started(self) -> None:
+        """Count a request in; the edge calls it."""
+        self.in_flight += 1
+
+    def request_finished(self) -> None:
+        """Count a request out; the edge calls it."""
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self._idle.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start every part in order; at the end drain the requests, then stop the parts, last in first out."""
+        self.phase = Phase.STARTING
+        try:
+            async with AsyncExitStack() as stack:
+                for part in self._ordered():
+                    if part.run is not None:
+                        await stack.enter_async_context(part.run())
+                self.phase = Phase.READY
+                try:
+                    yield
+                finally:
+                    self.phase = Phase.DRAINING
+                    await self._drain()
+        finally:
+            self.phase = Phase.STOPPED
+
+    async def _drain(self) -> None:
+        self._idle.clear()
+        if self.in_flight:
+            try:
+                async with asyncio.timeout(self.settings.app.shutdown_grace_seconds):
+                    await self._idle.wait()
+            except TimeoutError:
+                _log.warning("shutdown.requests_abandoned", extra={"in_flight": self.in_flight})
+
+    def _ordered(self) -> list[Part]:
+        ordered: list[Part] = []
+        visiting: list[str] = []
+
+        def visit(part: Part) -> None:
+            if part in ordered:
+                return
+            if part.name in visiting:
+                raise ConfigurationError(f"Parts wait for each other: {' -> '.join([*visiting, part.name])}.")
+            visiting.append(part.name)
+            for name in part.after:
+                if name in self.parts:
+                    visit(self.parts[name])
+            visiting.pop()
+            ordered.append(part)
+
+        for part in self.parts.values():
+            visit(part)
+        return ordered
+
+
+_active: ContextVar[Wiring | None] = ContextVar("svc_infra_wiring", default=None)
+
+
+def current_wiring() -> Wiring | None:
+    """The wiring of the app whose request, job or script is running here; None outside of any."""
+    return _active.get()
+
+
+def wiring_of(app: Any, *, settings: Settings | None = None) -> Wiring:
+    """The app's wiring, made on first use around the lifespan that the app already has.
+
+    Args:
+        app: A FastAPI or Starlette app, or a request's `app`.
+        settings: Used on first use only; read from the environment when left out.
+    """
+    existing = getattr(app.state, "svc_infra", None)
+    if isinstance(existing, Wiring):
+        return existing
+    wiring = Wiring(settings if settings is not None else Settings())
+    app.state.svc_infra = wiring
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(scope_app: Any) -> AsyncIterator[Any]:
+        async with wiring.running(), inner(scope_app) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+    return wiring

