@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,6 +13,8 @@ import asyncpg
 import pytest
 import redis
 
+from svc_infra.db import AsyncDatabase
+from svc_infra.db.sql import migrate
 from tests.servers import postgres, valkey
 
 
@@ -50,6 +53,37 @@ def valkey_url(valkey_server: str) -> str:
 def sqlite_url(tmp_path: Path) -> str:
     """A SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/test.db"
+
+
+@pytest.fixture
+async def sqlite_db(sqlite_url: str) -> AsyncIterator[AsyncDatabase]:
+    """A SQLite file with the library's tables."""
+    async with _migrated(sqlite_url) as database:
+        yield database
+
+
+@pytest.fixture
+async def postgres_db(postgres_url: str) -> AsyncIterator[AsyncDatabase]:
+    """A PostgreSQL database with the library's tables."""
+    async with _migrated(postgres_url) as database:
+        yield database
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def db(request: pytest.FixtureRequest) -> AsyncIterator[AsyncDatabase]:
+    """Each engine in turn, with the library's tables."""
+    async with _migrated(request.getfixturevalue(f"{request.param}_url")) as database:
+        yield database
+
+
+@asynccontextmanager
+async def _migrated(url: str) -> AsyncIterator[AsyncDatabase]:
+    database = AsyncDatabase(url)
+    try:
+        await migrate.upgrade(database)
+        yield database
+    finally:
+        await database.dispose()
 
 
 def _run_sql(url: str, statement: str) -> None:

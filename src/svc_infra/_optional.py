@@ -7,7 +7,17 @@ from types import ModuleType
 
 from svc_infra.errors import MissingExtraError
 
-_EXTRA_OF = {"asyncpg": "postgres", "redis": "redis", "rich": "cli", "typer": "cli"}
+_EXTRA_OF = {  # what differs from the module's own name
+    "asyncpg": "postgres",
+    "obstore": "s3",
+    "opentelemetry": "otel",
+    "pymongo": "mongo",
+    "pyotp": "mfa",
+    "rich": "cli",
+    "segno": "mfa",
+    "typer": "cli",
+    "webauthn": "mfa",
+}
 
 
 def need(module: str) -> ModuleType:

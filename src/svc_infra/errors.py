@@ -33,6 +33,7 @@ names the problem type (RFC 9457), whose page the app serves itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -293,4 +294,4 @@ def error_types() -> Iterator[type[SvcInfraError]]:
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:
-    return {} if seconds is None else {"Retry-After": str(max(1, round(seconds + 0.5)))}
+    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

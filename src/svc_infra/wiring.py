@@ -59,7 +59,7 @@ class Wiring:
         self.in_flight = 0
         self.parts: dict[str, Part] = {}
         self._objects: dict[type, object] = {}
-        self._idle = asyncio.Event()
+        self._idle: asyncio.Event | None = None
 
     def provide(self, kind: type[T], instance: T) -> None:
         """Share an object under its type (a port's Protocol or a class)."""
@@ -109,21 +109,29 @@ class Wiring:
     def request_finished(self) -> None:
         """Count a request out; the edge calls it."""
         self.in_flight -= 1
-        if self.in_flight == 0:
+        if self.in_flight == 0 and self._idle is not None:
             self._idle.set()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Start every part in order; at the end drain the requests, then stop the parts, last in first out."""
+    async def running(
+        self, innermost: Callable[[], AbstractAsyncContextManager[T]] | None = None
+    ) -> AsyncIterator[T | None]:
+        """Start every part in order; at the end drain the requests, then stop the parts, last in first out.
+
+        Args:
+            innermost: Started after every part and stopped before them, such as an app's own lifespan; what it yields
+                is yielded here.
+        """
         self.phase = Phase.STARTING
         try:
             async with AsyncExitStack() as stack:
                 for part in self._ordered():
                     if part.run is not None:
                         await stack.enter_async_context(part.run())
+                state = None if innermost is None else await stack.enter_async_context(innermost())
                 self.phase = Phase.READY
                 try:
-                    yield
+                    yield state
                 finally:
                     self.phase = Phase.DRAINING
                     await self._drain()
@@ -131,13 +139,14 @@ class Wiring:
             self.phase = Phase.STOPPED
 
     async def _drain(self) -> None:
-        self._idle.clear()
-        if self.in_flight:
-            try:
-                async with asyncio.timeout(self.settings.app.shutdown_grace_seconds):
-                    await self._idle.wait()
-            except TimeoutError:
-                _log.warning("shutdown.requests_abandoned", extra={"in_flight": self.in_flight})
+        if not self.in_flight:
+            return
+        self._idle = asyncio.Event()  # made here, because each run of the app may have an event loop of its own
+        try:
+            async with asyncio.timeout(self.settings.app.shutdown_grace_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("shutdown.requests_abandoned", extra={"in_flight": self.in_flight})
 
     def _ordered(self) -> list[Part]:
         ordered: list[Part] = []
@@ -175,8 +184,8 @@ def wiring_of(app: Any, *, settings: Settings | None = None) -> Wiring:
         app: A FastAPI or Starlette app, or a request's `app`.
         settings: Used on first use only; read from the environment when left out.
     """
-    existing = getattr(app.state, "svc_infra", None)
-    if isinstance(existing, Wiring):
+    existing = _wiring_on(app)
+    if existing is not None:
         return existing
     wiring = Wiring(settings if settings is not None else Settings())
     app.state.svc_infra = wiring
@@ -184,8 +193,25 @@ def wiring_of(app: Any, *, settings: Settings | None = None) -> Wiring:
 
     @asynccontextmanager
     async def lifespan(scope_app: Any) -> AsyncIterator[Any]:
-        async with wiring.running(), inner(scope_app) as state:
+        async with wiring.running(lambda: inner(scope_app)) as state:
             yield state
 
     app.router.lifespan_context = lifespan
     return wiring
+
+
+def share_wiring(app: Any, mounted: Any) -> bool:
+    """Let an app that is mounted in another use its wiring.
+
+    Returns:
+        Whether it does now; False when it has wiring of its own.
+    """
+    if _wiring_on(mounted) is not None:
+        return False
+    mounted.state.svc_infra = wiring_of(app)
+    return True
+
+
+def _wiring_on(app: Any) -> Wiring | None:
+    wiring = getattr(app.state, "svc_infra", None)
+    return wiring if isinstance(wiring, Wiring) else None

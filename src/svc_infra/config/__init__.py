@@ -1,12 +1,33 @@
 """Settings, secrets and the environment: the only room that reads environment variables.
 
 - `environment`: which of local, dev, test and prod this process runs in
-- `settings`: one frozen section per room, read from the environment and `.env`
+- `variables`: what the process's environment and the `.env` file say
+- `section`: how a room's settings are read, and what is said when they are wrong
+- `settings`: every section, and `Settings`, which holds them
 - `secrets`: values that are never printed and have no default outside local and test
+- `url`: addresses that hide their password when they are printed
+- `listing`: every setting with its source, and variables that look misspelt
 """
 
 from svc_infra.config.environment import Environment
+from svc_infra.config.listing import ListedSetting, likely_typos, list_settings
 from svc_infra.config.secrets import Secrets
-from svc_infra.config.settings import Settings
+from svc_infra.config.section import Section
+from svc_infra.config.settings import (
+    AppSettings,
+    AuthSettings,
+    HttpClientSettings,
+    JobsSettings,
+    LogSettings,
+    MetricsSettings,
+    RedisSettings,
+    Settings,
+    SqlSettings,
+    WebhooksSettings,
+)
 
-__all__ = ["Environment", "Secrets", "Settings"]
+__all__ = [
+    "AppSettings", "AuthSettings", "Environment", "HttpClientSettings", "JobsSettings", "ListedSetting", "LogSettings",
+    "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
+    "likely_typos", "list_settings",
+]  # fmt: skip

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from svc_infra.errors import ConfigurationError
-
 
 class Environment(StrEnum):
-    """The four environments; every alias maps to one of them, anything else is an error."""
+    """The four environments. `Environment("staging")` knows the aliases too; any other name is a `ValueError`."""
 
     LOCAL = "local"
     DEV = "dev"
@@ -21,18 +19,9 @@ class Environment(StrEnum):
         return self in (Environment.LOCAL, Environment.TEST)
 
     @classmethod
-    def parse(cls, value: str) -> Environment:
-        """The environment that a name or alias means.
-
-        Raises:
-            ConfigurationError: The name is unknown.
-        """
-        name = value.strip().lower()
-        try:
-            return cls(_ALIASES.get(name, name))
-        except ValueError:
-            known = ", ".join([*cls, *_ALIASES])
-            raise ConfigurationError(f"APP_ENV is {value!r}, which is no environment: use one of {known}.") from None
+    def _missing_(cls, value: object) -> Environment | None:
+        name = str(value).strip().lower()
+        return next((member for member in cls if member.value == _ALIASES.get(name, name)), None)
 
 
 _ALIASES = {

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from svc_infra.config.environment import Environment
+from svc_infra.config.secrets import Secrets
+from svc_infra.config.section import Section, all_wrong
+from svc_infra.config.url import UrlSetting
+from svc_infra.config.variables import Variables
+from svc_infra.errors import ConfigurationError
 
-PositiveSeconds = Annotated[float, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class Section(BaseSettings):
-    """A room's settings; each field is read from the environment variable that its section's prefix and name make."""
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+ManySeconds = Annotated[tuple[PositiveSeconds, ...], BeforeValidator(_split)]
+"""Written with commas in the environment."""
+
+STANDARD_WEBHOOKS_SCHEDULE_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
+"""What the Standard Webhooks specification recommends: ten attempts within about 75 hours."""
 
 
 class AppSettings(Section):
@@ -24,7 +39,7 @@ class AppSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="APP_")
 
-    env: Annotated[Environment, BeforeValidator(Environment.parse)] = Environment.LOCAL
+    env: Environment = Environment.LOCAL
     name: str = "service"
     release: str = "0.1.0"
     max_body_bytes: PositiveInt = 10 * 1024 * 1024
@@ -39,7 +54,10 @@ class LogSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="LOG_")
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        BeforeValidator(_upper),
+    ] = "INFO"
     format: Literal["auto", "json", "plain"] = "auto"
     drop_paths: str = "/metrics,/_ops/live,/_ops/ready,/_ops/startup"
 
@@ -58,7 +76,7 @@ class SqlSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SQL_")
 
-    url: str = "sqlite:///svc-infra.db"
+    url: UrlSetting = "sqlite:///svc-infra.db"
     pool_size: PositiveInt = 10
     max_overflow: Annotated[int, Field(ge=0)] = 20
     pool_timeout_seconds: PositiveSeconds = 30.0
@@ -71,7 +89,7 @@ class RedisSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
 
-    url: str | None = None
+    url: UrlSetting | None = None
 
 
 class JobsSettings(Section):
@@ -95,11 +113,14 @@ class AuthSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="AUTH_")
 
+    secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET",)
+    optional_secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET_PREVIOUS",)
+
     issuer: str = "svc-infra"
     audience: str = "svc-infra"
     access_ttl_seconds: PositiveSeconds = 900.0
     refresh_ttl_seconds: PositiveSeconds = 30 * 86400.0
-    refresh_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    refresh_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     hash_concurrency: PositiveInt = 2
 
 
@@ -108,9 +129,12 @@ class WebhooksSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="WEBHOOKS_")
 
+    secrets: ClassVar[tuple[str, ...]] = ("WEBHOOKS_KEY",)
+
     timeout_seconds: PositiveSeconds = 10.0
-    max_attempts: PositiveInt = 10
-    tolerance_seconds: PositiveSeconds = 300.0
+    retry_schedule_seconds: ManySeconds = Field(
+        STANDARD_WEBHOOKS_SCHEDULE_SECONDS, description="Delays before the second attempt, the third and so on."
+    )
 
 
 class HttpClientSettings(Section):
@@ -123,14 +147,18 @@ class HttpClientSettings(Section):
     allow_private_addresses: bool | None = Field(None, description="By default only in local and test.")
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of one app.
 
+    `Settings()` reads everything from the environment; `Settings(sql={"url": "sqlite://"})` and
+    `Settings(app=AppSettings(name="shop"))` give some values in code and read the rest. An application adds its own
+    section in a subclass.
+
     Raises:
-        ConfigurationError: A value is wrong; the message names each variable and the mend.
+        ConfigurationError: Values are wrong; the message names every wrong variable and the mend.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True)
 
     app: AppSettings = Field(default_factory=AppSettings)
     log: LogSettings = Field(default_factory=LogSettings)
@@ -142,7 +170,46 @@ class Settings(BaseSettings):
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)
     http_client: HttpClientSettings = Field(default_factory=HttpClientSettings)
 
+    _variables: Variables = PrivateAttr(default_factory=Variables.read)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _build_every_section(cls, given: Mapping[str, Any]) -> dict[str, Section]:
+        """Read the sections one by one, so that everything that is wrong in any of them is told at once."""
+        if unknown := given.keys() - cls.model_fields.keys():
+            raise ConfigurationError(
+                f"Settings have no {', '.join(sorted(unknown))}: use {', '.join(cls.model_fields)}."
+            )
+        built: dict[str, Section] = {}
+        wrong: list[Any] = []
+        for name, field in cls.model_fields.items():
+            kind = cast(type[Section], field.annotation)
+            values = given.get(name, {})
+            try:
+                built[name] = values if isinstance(values, kind) else kind(**values)
+            except ConfigurationError as error:
+                if not error.errors:
+                    raise
+                wrong.extend(error.errors)
+        if wrong:
+            raise all_wrong(wrong)
+        return built
+
     @property
     def environment(self) -> Environment:
         """The environment of the whole app."""
         return self.app.env
+
+    @property
+    def secrets(self) -> Secrets:
+        """The secrets of this app's environment."""
+        return Secrets(self.environment, variables=self._variables)
+
+    @property
+    def variables(self) -> Variables:
+        """What the environment said when these settings were made."""
+        return self._variables
+
+    def sections(self) -> dict[str, Section]:
+        """Every section by its name, in the order in which they are declared."""
+        return {name: getattr(self, name) for name in type(self).model_fields}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy.exc as sa
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from svc_infra._optional import need
+from svc_infra.db import _postgres, _sqlite
 from svc_infra.db.errors import translated
-from svc_infra.errors import ConfigurationError, UnavailableError
+from svc_infra.db.unit_of_work import UnitOfWork, finished
+from svc_infra.errors import ConfigurationError
 
 DialectName = Literal["sqlite", "postgresql"]
 
@@ -32,8 +32,8 @@ class AsyncDatabase:
     """A pool of connections to SQLite or PostgreSQL that hands out units of work.
 
     On SQLite (WAL, foreign keys on) one connection writes and `pool_size` connections read, so writers queue fairly
-    inside the process instead of failing with "database is locked". On PostgreSQL every connection is checked before
-    it is used.
+    inside the process instead of failing with "database is locked". On PostgreSQL a connection that was idle is
+    checked before it is used.
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory) or `postgresql://user:password@host/name`.
@@ -59,32 +59,25 @@ class AsyncDatabase:
         busy_timeout_seconds: float = 10,
     ) -> None:
         self.url, self.dialect = _parsed(url)
-        pool = {"pool_timeout": pool_timeout}
+        self._errors: tuple[type[Exception], ...]
         if self.dialect == "postgresql":
-            need("asyncpg")
-            server_settings = {"application_name": "svc-infra"}
-            if statement_timeout_seconds is not None:
-                server_settings["statement_timeout"] = str(int(statement_timeout_seconds * 1000))
-            self._writer = self._reader = create_async_engine(
+            self._writer, self._reader = _postgres.engines(
                 self.url,
                 pool_size=pool_size,
                 max_overflow=max_overflow,
-                pool_pre_ping=True,
-                connect_args={"server_settings": server_settings},
-                **pool,
+                pool_timeout=pool_timeout,
+                statement_timeout_seconds=statement_timeout_seconds,
             )
+            self._errors = (sa.SQLAlchemyError, *_postgres.driver_errors())
         else:
-            busy = {"connect_args": {"timeout": busy_timeout_seconds}, **pool}
-            self._writer = create_async_engine(self.url, pool_size=1, max_overflow=0, **busy)
-            _tune_sqlite(self._writer, begin="BEGIN IMMEDIATE")
-            if self.url.database in (None, "", ":memory:"):
-                self._reader = self._writer
-            else:
-                Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
-                self._reader = create_async_engine(self.url, pool_size=pool_size, max_overflow=max_overflow, **busy)
-                _tune_sqlite(self._reader, begin="BEGIN", read_only=True)
-        for engine in {self._writer, self._reader}:
-            _name_connection_failures(engine)
+            self._writer, self._reader = _sqlite.engines(
+                self.url,
+                pool_size=pool_size,
+                max_overflow=max_overflow,
+                pool_timeout=pool_timeout,
+                busy_timeout_seconds=busy_timeout_seconds,
+            )
+            self._errors = (sa.SQLAlchemyError, sqlite3.Error)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -96,7 +89,8 @@ class AsyncDatabase:
         """A unit of work: commits when the block ends, rolls back when it raises or is cancelled.
 
         A connection is taken at the first statement. On SQLite a writing session holds the database's only write lock
-        from its first statement on, so it can never fail for having read before it wrote.
+        from its first statement on, so it can never fail for having read before it wrote; one inside another waits
+        for itself, until `pool_timeout`.
 
         Args:
             read_only: Refuse writes; on SQLite such sessions run beside each other and beside the writer.
@@ -104,16 +98,20 @@ class AsyncDatabase:
         Raises:
             ConflictError, ValidationError, UnavailableError, DeadlineExceededError: What the database refused.
         """
-        session = AsyncSession(self._reader if read_only else self._writer, expire_on_commit=False)
+        session = UnitOfWork(
+            self._reader if read_only else self._writer, expire_on_commit=False, close_resets_only=False
+        )
         try:
-            if read_only and self.dialect == "postgresql":
-                await session.connection(execution_options={"postgresql_readonly": True})
             yield session
-            await session.commit()
-        except sa.SQLAlchemyError as error:
+            if session.has_work:
+                await finished(session.commit())
+        except self._errors as error:
             raise translated(error) from error
         finally:
-            await asyncio.shield(session.close())
+            if session.in_transaction():
+                await finished(session.abandon())
+            else:
+                session.sync_session.close()
 
     async def ping(self) -> None:
         """Ask the database for an answer.
@@ -130,7 +128,7 @@ class AsyncDatabase:
             await engine.dispose()
 
     def __repr__(self) -> str:
-        return f"AsyncDatabase({self.url.render_as_string(hide_password=True)!r})"
+        return f"AsyncDatabase({self.url.set(query={}).render_as_string(hide_password=True)!r})"
 
 
 def _parsed(url: str) -> tuple[URL, DialectName]:
@@ -138,36 +136,10 @@ def _parsed(url: str) -> tuple[URL, DialectName]:
         parsed = make_url(url)
         dialect, driver = _DRIVERS[parsed.drivername]
     except (sa.ArgumentError, KeyError, ValueError):
-        scheme = url.partition("://")[0]
+        scheme, separator, _ = url.partition("://")
+        begins = f"begins with {scheme!r}, which" if separator else "has no '://' and"
         raise ConfigurationError(
-            f"SQL_URL begins with {scheme!r}, which is no database that svc-infra speaks: "
+            f"SQL_URL {begins} is no database that svc-infra speaks: "
             "use sqlite:///file.db or postgresql://user:password@host/name."
         ) from None
     return parsed.set(drivername=driver), dialect
-
-
-def _tune_sqlite(engine: AsyncEngine, *, begin: str, read_only: bool = False) -> None:
-    pragmas = ["journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"]
-    if read_only:
-        pragmas.append("query_only=ON")
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transactions; the listener below does
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begun(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-
-def _name_connection_failures(engine: AsyncEngine) -> None:
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def connect(dialect: Any, record: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        try:
-            return dialect.connect(*args, **kwargs)
-        except OSError as error:
-            raise UnavailableError("The database cannot be reached.", retry_after_seconds=1) from error

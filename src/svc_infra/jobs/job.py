@@ -1,12 +1,37 @@
-"""What a job is."""
+"""What a job is, what it may hold, and how long it waits before it is tried again."""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
+
+import orjson
+
+from svc_infra.errors import ValidationError
+from svc_infra.obs.context import current
+from svc_infra.types import new_id
+
+NAME_LIMIT_CHARS = 200
+PAYLOAD_LIMIT_BYTES = 1024 * 1024
+RESULT_LIMIT_BYTES = 1024 * 1024
+ERROR_LIMIT_CHARS = 10_000
+DELAY_LIMIT_SECONDS = 366 * 86400.0
+DURATION_LIMIT_SECONDS = 7 * 86400.0
+PRIORITY_LIMIT = 1000
+ATTEMPTS_LIMIT = 1000
+DEFAULT_MAX_ATTEMPTS = 5
+DEFAULT_BACKOFF_SECONDS = 5.0
+BACKOFF_CAP_SECONDS = 3600.0
+
+N = TypeVar("N", int, float)
+
+UNREADABLE = "$unreadable"
+"""The one key of a payload, context or result that was stored damaged; its value is how the stored text begins."""
 
 
 class JobState(StrEnum):
@@ -31,6 +56,7 @@ class Job:
         priority: Higher runs first.
         attempts: Attempts begun, the current one included.
         max_attempts: After this many it goes to the dead letter.
+        crashes: How many of those attempts ended without an answer: the worker died or stalled beyond its lease.
         backoff_seconds: The first retry's upper delay; doubles with each attempt.
         timeout_seconds: Longest run of one attempt; None for the worker's default.
         token: The fencing token of the attempt that holds it; new with each claim, None when nobody holds it. Also
@@ -48,8 +74,9 @@ class Job:
     state: JobState
     priority: int = 0
     attempts: int = 0
-    max_attempts: int = 5
-    backoff_seconds: float = 5.0
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    crashes: int = 0
+    backoff_seconds: float = DEFAULT_BACKOFF_SECONDS
     timeout_seconds: float | None = None
     created_at: datetime
     available_at: datetime
@@ -64,3 +91,148 @@ class Job:
     progress_total: int = 0
     result: Any = None
     context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job as a caller asked for it: checked, complete, and serialised."""
+
+    id: str
+    name: str
+    payload: str
+    queue: str
+    priority: int
+    max_attempts: int
+    backoff_seconds: float
+    timeout_seconds: float | None
+    delay_seconds: float
+    unique_key: str | None
+    context: str
+
+
+def new_job(
+    name: str,
+    payload: Mapping[str, Any] | None,
+    *,
+    queue: str,
+    delay_seconds: float,
+    priority: int,
+    max_attempts: int,
+    backoff_seconds: float,
+    timeout_seconds: float | None,
+    unique_key: str | None,
+    job_id: str | None,
+    context: Mapping[str, str] | None = None,
+) -> NewJob:
+    """Check what a caller asks for.
+
+    Args:
+        context: Whose job it is; that of the running request or job when left out.
+
+    Raises:
+        ValidationError: Something is out of its limits.
+    """
+    if timeout_seconds is not None:
+        check_number("timeout_seconds", timeout_seconds, 0.001, DURATION_LIMIT_SECONDS)
+    return NewJob(
+        id=str(new_id()) if job_id is None else check_name("id", job_id),
+        name=check_name("name", name),
+        payload=_payload_text({} if payload is None else payload),
+        queue=check_name("queue", queue),
+        priority=check_number("priority", priority, -PRIORITY_LIMIT, PRIORITY_LIMIT),
+        max_attempts=check_number("max_attempts", max_attempts, 1, ATTEMPTS_LIMIT),
+        backoff_seconds=check_number("backoff_seconds", backoff_seconds, 0.0, DURATION_LIMIT_SECONDS),
+        timeout_seconds=timeout_seconds,
+        delay_seconds=check_number("delay_seconds", delay_seconds, 0.0, DELAY_LIMIT_SECONDS),
+        unique_key=None if unique_key is None else check_name("unique_key", unique_key),
+        context=orjson.dumps(current().carried() if context is None else dict(context)).decode(),
+    )
+
+
+def check_name(what: str, name: str) -> str:
+    """A name, unchanged.
+
+    Raises:
+        ValidationError: It is empty, too long, or holds spaces or characters that cannot be printed.
+    """
+    if not (isinstance(name, str) and 0 < len(name) <= NAME_LIMIT_CHARS and name.isprintable() and " " not in name):
+        raise ValidationError(f"A job's {what} is 1 to {NAME_LIMIT_CHARS} printable characters without spaces.")
+    return name
+
+
+def check_number(what: str, value: N, least: N, most: N) -> N:
+    """A number, unchanged.
+
+    Raises:
+        ValidationError: It is no finite number from `least` to `most`, or no whole one where these are whole.
+    """
+    kinds = int if isinstance(least, int) else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not (least <= value <= most):
+        whole = "whole " if kinds is int else ""
+        raise ValidationError(f"A job's {what} is a {whole}number from {least:g} to {most:g}.")
+    return value
+
+
+def result_text(result: Any) -> str | None:
+    """What a task returned, as JSON; None for None.
+
+    Raises:
+        ValidationError: It is no JSON or is larger than 1 MiB.
+    """
+    return None if result is None else _json_text("result", result, RESULT_LIMIT_BYTES)
+
+
+def error_text(error: str) -> str:
+    """An error as every database can keep it: cut at 10,000 characters, without NUL and lone surrogates."""
+    kept = error[:ERROR_LIMIT_CHARS].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return kept[:ERROR_LIMIT_CHARS]
+
+
+def read_object(stored: str | bytes) -> dict[str, Any]:
+    """A stored payload or context; under the one key `UNREADABLE` when it is no JSON object any more."""
+    try:
+        value = orjson.loads(stored)
+    except orjson.JSONDecodeError:
+        value = None
+    return value if isinstance(value, dict) else {UNREADABLE: str(stored)[:1000]}
+
+
+def read_result(stored: str | bytes | None) -> Any:
+    """A stored result; an object under the one key `UNREADABLE` when it is no JSON any more."""
+    try:
+        return None if stored is None else orjson.loads(stored)
+    except orjson.JSONDecodeError:
+        return {UNREADABLE: str(stored)[:1000]}
+
+
+def backoff_delay(attempt: int, backoff_seconds: float, *, cap_seconds: float = BACKOFF_CAP_SECONDS) -> float:
+    """How long a failed attempt waits for the next one: exponential with full jitter.
+
+    Args:
+        attempt: The number of the attempt that failed, from 1.
+        backoff_seconds: The upper limit after the first attempt; doubles with each.
+        cap_seconds: The limit of the upper limit.
+
+    Returns:
+        Seconds, uniform between 0 and the limit (Brooker, "Exponential Backoff And Jitter", AWS 2015).
+    """
+    upper = min(cap_seconds, math.ldexp(backoff_seconds, min(max(attempt, 1) - 1, 64)))
+    return random.uniform(0.0, upper)  # noqa: S311 - spreads load, guards nothing
+
+
+def _payload_text(payload: Mapping[str, Any]) -> str:
+    if not isinstance(payload, Mapping):
+        raise ValidationError("A job's payload is a JSON object: give a mapping.")
+    if UNREADABLE in payload:
+        raise ValidationError(f"A job's payload may not have the key {UNREADABLE!r}.")
+    return _json_text("payload", dict(payload), PAYLOAD_LIMIT_BYTES)
+
+
+def _json_text(what: str, value: Any, limit_bytes: int) -> str:
+    try:
+        text = orjson.dumps(value)
+    except (TypeError, RecursionError) as error:
+        raise ValidationError(f"A job's {what} must be JSON: {error}.") from error
+    if len(text) > limit_bytes:
+        raise ValidationError(f"A job's {what} is {len(text):,} bytes long; the limit is {limit_bytes:,}.")
+    return text.decode()

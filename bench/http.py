@@ -1,0 +1,94 @@
+"""What the default stack costs: the same route on bare Starlette, bare FastAPI and easy_service_app, side by side.
+
+Each server is one uvicorn process on the first core; the load comes from this process on the last one. Rounds are
+interleaved, so a slow minute of the machine hits all alike; ratios are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import uvloop
+
+from bench.load import Load, load
+from bench.report import table, write
+
+APPS = ("starlette", "fastapi", "svc_infra")
+
+
+@contextmanager
+def served(name: str) -> Iterator[int]:
+    """Serve one app of `bench.http_apps`; yields its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", f"bench.http_apps:{name}_app", "--port", str(port)]
+    command += ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
+    environment = {**os.environ, "APP_ENV": "prod", "AUTH_SECRET": "bench-only-secret-of-at-least-32-bytes"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+        _wait(port, process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise SystemExit(f"the server on port {port} did not start")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--connections", type=int, default=32)
+    given = options.parse_args()
+    rounds: dict[str, list[Load]] = {name: [] for name in APPS}
+    with ExitStack() as stack:
+        ports = {name: stack.enter_context(served(name)) for name in APPS}
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        for number in range(given.rounds + 1):
+            for name in APPS:
+                seconds = 1.0 if number == 0 else given.seconds
+                seen = uvloop.run(load(ports[name], "/items/7", connections=given.connections, seconds=seconds))
+                if seen.errors:
+                    raise SystemExit(f"{name}: {seen.errors} answers were not 200")
+                if number:  # the first round only warms up
+                    rounds[name].append(seen)
+    rows = [_row(name, rounds[name], rounds["fastapi"]) for name in APPS]
+    table(f"GET /items/7, {given.connections} connections, median of {given.rounds} interleaved rounds", rows)
+    write("http", rows, ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "svc-infra"))
+
+
+def _row(name: str, own: list[Load], bare: list[Load]) -> dict[str, object]:
+    return {
+        "app": name,
+        "requests/s": statistics.median(one.per_second for one in own),
+        "p50 ms": statistics.median(one.p50_ms for one in own),
+        "p99 ms": statistics.median(one.p99_ms for one in own),
+        "req/s vs fastapi": statistics.median(a.per_second / b.per_second for a, b in zip(own, bare, strict=True)),
+        "p99 vs fastapi": statistics.median(a.p99_ms / b.p99_ms for a, b in zip(own, bare, strict=True)),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The whole service: one line for each capability."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from tracker.counters import count_tickets
+from tracker.imports import store_import
+from tracker.routes import router
+
+from svc_infra import easy_service_app
+from svc_infra.config import Settings
+from svc_infra.db.add import add_db
+from svc_infra.jobs.add import add_jobs
+from svc_infra.security.add import add_auth_users
+from svc_infra.tenancy.add import add_tenancy
+from svc_infra.webhooks.add import add_webhooks
+
+
+def create(settings: Settings | None = None) -> FastAPI:
+    """The tracker, on whatever engines the settings name: by default a SQLite file, else `SQL_URL` and `REDIS_URL`."""
+    app = easy_service_app(name="Tracker", release="1.0.0", settings=settings)
+    add_db(app, migrations=Path(__file__).parent / "migrations")
+    add_auth_users(app)
+    add_tenancy(app)
+    add_jobs(app, tasks=[count_tickets, store_import])
+    add_webhooks(app)
+    app.include_router(router)
+    return app

@@ -1,0 +1,1 @@
+"""Documented import paths of what FastAPI applications use."""

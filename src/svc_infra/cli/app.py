@@ -1,0 +1,59 @@
+"""`svc-infra` itself: its commands, its options, and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from svc_infra import __version__
+from svc_infra._optional import need
+from svc_infra.errors import SvcInfraError
+
+if TYPE_CHECKING:
+    import typer
+
+DEBUG = "--debug"
+
+
+def main() -> None:
+    """Run the command line. An error of the library is one line on stderr and exit code 2; `--debug` shows where."""
+    try:
+        need("rich")
+        need("typer")
+        commands()()
+    except SvcInfraError as error:
+        if DEBUG in sys.argv:
+            raise
+        print("error:", " ".join(error.detail.split()), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def commands() -> typer.Typer:
+    """Every command."""
+    import typer
+
+    from svc_infra.cli.config import config
+    from svc_infra.cli.demo import demo
+
+    app = typer.Typer(name="svc-infra", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.command()(config)
+    app.command()(demo)
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=_show_version, help="Print the version."
+        ),
+        debug: bool = typer.Option(False, DEBUG, help="Show the traceback of an error."),
+    ) -> None:
+        """Everything between a FastAPI developer's handlers and production."""
+
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    import typer
+
+    if wanted:
+        print("svc-infra", __version__)
+        raise typer.Exit

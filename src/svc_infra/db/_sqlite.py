@@ -1,0 +1,131 @@
+"""SQLite: one connection that writes, many that read, in WAL mode."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiosqlite
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from svc_infra.db.errors import translated
+from svc_infra.errors import ConfigurationError, ValidationError
+
+_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",  # readers and the writer do not wait for each other
+    "PRAGMA synchronous=FULL",  # a commit survives a power cut
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA journal_size_limit={64 * 1024 * 1024}",  # bytes of the log that are kept after it was written back
+)
+
+
+def engines(
+    url: URL, *, pool_size: int, max_overflow: int, pool_timeout: float, busy_timeout_seconds: float
+) -> tuple[AsyncEngine, AsyncEngine]:
+    """The engine that writes and the one that reads; the same one for a database in memory."""
+    in_memory = url.database in (None, "", ":memory:")
+    if in_memory:
+        url = url.set(database=f"file:/{uuid4().hex}", query={"vfs": "memdb", "uri": "true"})
+    else:
+        _make_folder(Path(str(url.database)))
+    options: dict[str, Any] = {
+        "connect_args": {"timeout": busy_timeout_seconds, "isolation_level": None, "async_creator_fn": _opened},
+        "pool_timeout": pool_timeout,
+        "pool_reset_on_return": None,
+    }
+    writer = create_async_engine(url, pool_size=1, max_overflow=0, **options)
+    if in_memory:
+        _keep_in_memory(writer)  # before it connects
+    _tune(writer, begin="BEGIN IMMEDIATE")
+    if in_memory:
+        return writer, writer
+    reader = create_async_engine(url, pool_size=pool_size, max_overflow=max_overflow, **options)
+    _tune(reader, begin="BEGIN", pragmas=("PRAGMA query_only=ON",))
+    return writer, reader
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder of the SQLite file {file} cannot be made: {error.strerror}; check SQL_URL."
+        ) from error
+
+
+async def _opened(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*args, **kwargs)
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(connection._thread.join)  # it still reports to this event loop, which may end now
+        raise
+
+
+def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> None:
+    file = engine.url.database
+    script = ";".join([*_PRAGMAS, *pragmas])
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Any, record: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            connection = dialect.connect(*args, **kwargs)
+            try:
+                connection.run_async(lambda driver: driver.executescript(script))
+            except BaseException:
+                connection.terminate()
+                raise
+        except sqlite3.Error as error:
+            raise translated(error, place=str(file)) from error
+        return connection
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begun(connection: Connection) -> None:
+        # Straight to the driver: each step of a SQLAlchemy cursor is one more trip to the driver's thread.
+        driver: Any = connection.connection.dbapi_connection
+        try:
+            driver.run_async(lambda driver: driver.execute(begin))
+        except asyncio.CancelledError:
+            connection.invalidate()  # its thread may still begin the transaction
+            raise
+
+    @event.listens_for(engine.sync_engine, "reset")
+    def reset(dbapi_connection: Any, record: Any, state: Any) -> None:
+        if not state.terminate_only and dbapi_connection.driver_connection.in_transaction:
+            dbapi_connection.rollback()
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        error = context.original_exception
+        if isinstance(error, OverflowError | UnicodeError):  # Python's own: the value never got to the driver
+            raise ValidationError("A value has the wrong form or is out of range.") from error
+
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def given_up(dbapi_connection: Any, record: Any, error: BaseException | None) -> None:
+        # The driver's thread would run a cancelled statement to its end, and a connection that is merely closed keeps
+        # its lock as long as anyone holds a cursor of it: the traceback of the cancellation does.
+        driver = dbapi_connection.driver_connection
+        if driver._connection is not None:
+            driver._connection.interrupt()
+            driver._tx.put_nowait((None, driver._connection.rollback))
+
+
+def _keep_in_memory(engine: AsyncEngine) -> None:
+    """Hold a second connection open: SQLAlchemy drops one that was cancelled, and with the last one goes the data."""
+    held: list[sqlite3.Connection] = []
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def hold(dialect: Any, record: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+        if not held:
+            held.append(sqlite3.connect(args[0], uri=True, check_same_thread=False))
+
+    @event.listens_for(engine.sync_engine, "engine_disposed")
+    def release(disposed: Any) -> None:
+        while held:
+            held.pop().close()

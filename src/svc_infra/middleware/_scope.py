@@ -1,0 +1,103 @@
+"""What the edge and the single middlewares read from a request's scope."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from starlette.routing import Mount, Route
+from starlette.types import Scope
+
+from svc_infra.obs.http_metrics import UNMATCHED
+from svc_infra.obs.logging import log_request
+from svc_infra.obs.redact import redacted
+from svc_infra.obs.tracing import TraceParent, parse_traceparent
+
+EDGE = "svc_infra.edge"
+"""The key that the edge sets in a scope; whoever finds it need not do the edge's work again."""
+MAX_PATH_CHARS = 2048
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Sent(NamedTuple):
+    """What a client says about its request in the headers that the edge understands."""
+
+    request_id: str
+    trace: TraceParent | None
+    body_bytes: int
+
+
+def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Sent:
+    """Read the headers; a value that is missing, repeated or not well formed counts as not sent."""
+    request_id, traces, body_bytes = "", [], 0
+    for name, value in headers:
+        if name == b"x-request-id":
+            request_id = value.decode("latin-1") if not request_id else "?"
+        elif name == b"traceparent":
+            traces.append(value.decode("latin-1"))
+        elif name == b"content-length" and value.isdigit():
+            body_bytes = int(value)
+    if request_id and not _REQUEST_ID.fullmatch(request_id):
+        request_id = ""
+    return Sent(request_id, parse_traceparent(traces[0]) if len(traces) == 1 else None, body_bytes)
+
+
+def client_ip(scope: Scope) -> str:
+    """The peer's address; empty where there is none, as on a Unix socket."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def route_template(scope: Scope, root_path: str) -> str:
+    """The template of the route that answered, such as `/users/{id}`; one constant where none did.
+
+    Args:
+        scope: The request's scope, after the app has answered.
+        root_path: The scope's `root_path` before; what mounts have added to it belongs to the template.
+    """
+    included = scope.get("fastapi", {}).get("effective_route_context")  # with the prefix of `include_router`
+    route = scope.get("route") or getattr(included, "starlette_route", None) or _starlette_route(scope)
+    if route is None:
+        return UNMATCHED
+    if included is not None and included.original_route is route:
+        route = included
+    template = "/{path}" if isinstance(route, Mount) else str(route.path_format)
+    mounted = str(scope.get("root_path", ""))[len(root_path) :]
+    return _mount_template(mounted, scope.get("path_params", {}), template) + template if mounted else template
+
+
+def _starlette_route(scope: Scope) -> Any:
+    """Starlette's own routes leave only their endpoint in the scope of a FastAPI app."""
+    endpoint, app = scope.get("endpoint"), scope.get("app")
+    if endpoint is None or app is None:
+        return None
+    for route in app.routes:
+        if isinstance(route, Mount) and route.app is endpoint:
+            return route
+        if isinstance(route, Route) and route.endpoint == endpoint and route.path_regex.match(scope["path"]):
+            return route
+    return None
+
+
+def _mount_template(mounted: str, params: dict[str, Any], template: str) -> str:
+    names = {str(value): name for name, value in params.items() if f"{{{name}}}" not in template}
+    return "/".join(f"{{{names[part]}}}" if part in names else part for part in mounted.split("/"))
+
+
+def log_answered(scope: Scope, *, route: str, status: int, sent_bytes: int, seconds: float) -> None:
+    """Write the access line of an answered request."""
+    method, path = scope.get("method", "WEBSOCKET"), redacted(scope["path"][:MAX_PATH_CHARS])
+    log_request(
+        f"{method} {path} {status}",
+        {
+            "method": method,
+            "route": route,
+            "path": path,
+            "status": status,
+            "bytes": sent_bytes,
+            "duration_ms": round(seconds * 1000, 3),
+            "client_ip": client_ip(scope),
+        },
+    )

@@ -1,0 +1,266 @@
+"""Logs: one line per event, JSON in prod and test, readable in local and dev, the same for every library.
+
+Logging is the process's, not an app's: the standard library holds its state, and the last `setup_logging` stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from structlog import BoundLoggerBase
+from structlog.dev import ConsoleRenderer, plain_traceback
+
+from svc_infra.config import Environment, Settings
+from svc_infra.errors import ConfigurationError
+from svc_infra.obs.context import current
+from svc_infra.obs.redact import cleaned, printable, shown, to_json
+
+MAX_STACK_FRAMES = 50
+
+_FIELDS = "svc_infra_fields"
+_STANDARD = frozenset([*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", _FIELDS])
+_JSON = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL_BUT_NEWLINE = re.compile(_CONTROL.pattern.replace(r"\x1f", r"\x09\x0b-\x1f"))
+_OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "sqlalchemy", "sqlalchemy.engine", "alembic")
+
+_requests = logging.getLogger("svc_infra.access")
+
+
+class EventLogger(BoundLoggerBase):
+    """Writes events with fields: `logger.info("order.created", user_id=1)` or `extra={"user_id": 1}`.
+
+    `bind(**fields)` gives a logger that adds these fields to each of its lines.
+    """
+
+    _logger: logging.Logger
+
+    def debug(self, event: str, *args: object, **fields: Any) -> None:
+        """Write a line that only helps while developing."""
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self._write(logging.DEBUG, event, args, fields)
+
+    def info(self, event: str, *args: object, **fields: Any) -> None:
+        """Write that something happened as it should."""
+        if self._logger.isEnabledFor(logging.INFO):
+            self._write(logging.INFO, event, args, fields)
+
+    def warning(self, event: str, *args: object, **fields: Any) -> None:
+        """Write that something is not as it should be, and was coped with."""
+        if self._logger.isEnabledFor(logging.WARNING):
+            self._write(logging.WARNING, event, args, fields)
+
+    def error(self, event: str, *args: object, **fields: Any) -> None:
+        """Write that something failed; `exc_info=error` adds its type, message and stack."""
+        if self._logger.isEnabledFor(logging.ERROR):
+            self._write(logging.ERROR, event, args, fields)
+
+    def exception(self, event: str, *args: object, **fields: Any) -> None:
+        """Write that something failed, with the exception that is being handled."""
+        if self._logger.isEnabledFor(logging.ERROR):
+            self._write(logging.ERROR, event, args, {"exc_info": True, **fields})
+
+    def critical(self, event: str, *args: object, **fields: Any) -> None:
+        """Write that the service cannot go on."""
+        if self._logger.isEnabledFor(logging.CRITICAL):
+            self._write(logging.CRITICAL, event, args, fields)
+
+    def _write(self, level: int, event: str, args: tuple[object, ...], fields: dict[str, Any]) -> None:
+        exc_info = fields.pop("exc_info", None)
+        extra = fields.pop("extra", None) or {}
+        merged = {**self._context, **extra, **fields}
+        self._logger.log(level, event, *args, exc_info=exc_info, extra={_FIELDS: merged}, stacklevel=3)
+
+
+logger = EventLogger(logging.getLogger("app"), (), {})
+
+
+class LineHandler(logging.Handler):
+    """Writes each record as one line on standard error.
+
+    Args:
+        as_json: JSON lines; else lines for people, coloured on a terminal.
+        drop_paths: Requests to these paths write no access line.
+    """
+
+    def __init__(self, *, as_json: bool, drop_paths: Collection[str] = ()) -> None:
+        super().__init__()
+        self.as_json = as_json
+        self.drop_paths = frozenset(drop_paths)
+        self._console = ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            event_key="message",
+            timestamp_key="time",
+            sort_keys=False,
+            exception_formatter=plain_traceback,
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record."""
+        try:
+            extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+            fields = {**extra, **getattr(record, _FIELDS, {})}
+            if record.name == _requests.name and fields.get("path") in self.drop_paths:
+                return
+            line = _start(datetime.fromtimestamp(record.created, UTC), record.levelname, record.name, record.process)
+            line["message"] = shown(record.getMessage())
+            line.update(current().known())
+            error = record.exc_info[1] if record.exc_info else None
+            if error is None:
+                error = fields.pop("error", None)
+            for name, value in cleaned(fields).items():
+                line[_free(name, line)] = value
+            if error is not None:
+                line["error"] = _described(error)
+            self._put(line)
+        except Exception:  # noqa: BLE001 - the standard library's rule: a log line never fails its caller; it reports here
+            self.handleError(record)
+
+    def write_request(self, message: str, fields: Mapping[str, Any]) -> None:
+        """Write an access line of values that are known to be short, printable and no secrets."""
+        if fields["path"] in self.drop_paths:
+            return
+        line = _start(datetime.now(UTC), "INFO", _requests.name, os.getpid())
+        line["message"] = message
+        line.update(current().known())
+        line.update(fields)
+        self.acquire()
+        try:
+            self._put(line)
+        finally:
+            self.release()
+
+    def _put(self, line: dict[str, Any]) -> None:
+        sys.stderr.write(_as_json(line) if self.as_json else self._as_text(line))
+
+    def _as_text(self, line: dict[str, Any]) -> str:
+        error = line.pop("error", None)
+        text = {_escaped(name): _escaped(value) for name, value in line.items()}
+        text["time"] = f"{line['time']:%H:%M:%S.%f}"[:-3]
+        text["level"] = str(line["level"]).lower()
+        if error is not None:
+            text["error"] = _escaped(error["message"])
+            if stack := error.get("stack"):
+                text["exception"] = _CONTROL_BUT_NEWLINE.sub(_escape, stack.rstrip())
+        return f"{self._console(None, '', text)}\n"
+
+
+def log_request(message: str, fields: Mapping[str, Any]) -> None:
+    """Write the access line of one request.
+
+    Where our handler is the only one, the line is written without the detour of a log record, which would cost more
+    than the rest of the edge together; any other set-up of logging gets an ordinary record.
+    """
+    if not _requests.isEnabledFor(logging.INFO):
+        return
+    handlers = logging.getLogger().handlers
+    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
+        handlers[0].write_request(message, fields)
+    else:
+        _requests.info("%s", message, extra={_FIELDS: fields})
+
+
+def setup_logging(
+    level: str | int | None = None,
+    fmt: str | None = None,
+    *,
+    drop_paths: Collection[str] | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Send every log line of this process through one handler; also those of uvicorn, SQLAlchemy and Alembic.
+
+    uvicorn's own access log is switched off, as the edge writes a better one.
+
+    Args:
+        level: The least level that is written; `LOG_LEVEL` when left out.
+        fmt: `json`, `plain`, or `auto`: JSON in prod and test; `LOG_FORMAT` when left out.
+        drop_paths: Requests to these paths write no access line; `LOG_DROP_PATHS` when left out.
+        settings: Where what is left out is looked up; the environment when left out.
+
+    Raises:
+        ConfigurationError: There is no such level or format.
+    """
+    settings = Settings() if settings is None else settings
+    fmt = settings.log.format if fmt is None else fmt
+    if fmt not in ("auto", "json", "plain"):
+        raise ConfigurationError(f"The log format is {fmt!r}: use auto, json or plain.")
+    if fmt == "auto":
+        fmt = "json" if settings.environment in (Environment.PROD, Environment.TEST) else "plain"
+    if drop_paths is None:
+        drop_paths = [path.strip() for path in settings.log.drop_paths.split(",")]
+    root = logging.getLogger()
+    try:
+        root.setLevel(settings.log.level if level is None else level)
+    except ValueError:
+        raise ConfigurationError(f"The log level is {level!r}: use DEBUG, INFO, WARNING, ERROR or CRITICAL.") from None
+    for handler in _installed():
+        root.removeHandler(handler)
+    root.addHandler(LineHandler(as_json=fmt == "json", drop_paths=drop_paths))
+    adopt_libraries()
+
+
+def adopt_libraries() -> None:
+    """Take back the loggers of libraries that brought handlers of their own, as uvicorn does when it starts."""
+    for name in _OWN_HANDLERS:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    duplicate = logging.getLogger("uvicorn.access")
+    duplicate.handlers.clear()
+    duplicate.propagate = False
+
+
+def is_set_up() -> bool:
+    """Whether `setup_logging` was called in this process."""
+    return bool(_installed())
+
+
+def _installed() -> list[LineHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, LineHandler)]
+
+
+def _start(time: datetime, level: str, name: str, pid: int | None) -> dict[str, Any]:
+    return {"time": time, "level": level, "logger": name, "pid": pid, "message": ""}
+
+
+def _free(name: str, line: Mapping[str, Any]) -> str:
+    while name in line or name == "error":
+        name += "_"
+    return name
+
+
+def _described(error: object) -> dict[str, str]:
+    message = shown(printable(error))
+    if not isinstance(error, BaseException):
+        return {"message": message}
+    kind = type(error)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    frames = "".join(traceback.format_exception(error, limit=-MAX_STACK_FRAMES))
+    return {"type": f"{module}{kind.__qualname__}", "message": message, "stack": shown(frames, keep_end=True)}
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    try:
+        text = orjson.dumps(line, option=_JSON).decode()
+    except orjson.JSONEncodeError:
+        text = f"{to_json(line).decode()}\n"
+    if text.isascii():
+        return text
+    # JSON may hold these three as they are, but some readers of lines break at them.
+    return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _escaped(value: Any) -> Any:
+    return _CONTROL.sub(_escape, value) if isinstance(value, str) else value
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()

@@ -1,0 +1,98 @@
+"""The room's tables: users, their logins and refresh tokens, organizations and who belongs to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, Uuid
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.mutable import MutableList
+from sqlalchemy.orm import Mapped, mapped_column
+
+from svc_infra.db.columns import Base, HasId, HasTimestamps, UtcDateTime
+
+
+class User(HasId, HasTimestamps, Base):
+    """An account.
+
+    Attributes:
+        email: In the one form that `accounts.normalized_email` gives; unique.
+        password_hash: argon2id in PHC form; None for an account that cannot log in with a password.
+        is_active: A disabled account can neither log in nor use a token that it still has.
+        is_verified: Whether the address was proven to be the user's.
+        roles: Names in the app's `Policy`.
+    """
+
+    __tablename__ = "svc_users"
+
+    email: Mapped[str] = mapped_column(String(320), unique=True)
+    password_hash: Mapped[str | None] = mapped_column(String(255))
+    is_active: Mapped[bool] = mapped_column(default=True)
+    is_verified: Mapped[bool] = mapped_column(default=False)
+    # A type of its own: tracking changes inside the list would otherwise spread to every column of that type.
+    roles: Mapped[list[str]] = mapped_column(
+        MutableList.as_mutable(JSON().with_variant(JSONB(), "postgresql")), default=list
+    )
+    last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Session(HasId, Base):
+    """One login, and the family of refresh tokens that descend from it.
+
+    Attributes:
+        ip_hash: Keyed hash of the address that logged in; empty when unknown.
+        last_seen_at: When it was last refreshed.
+        expires_at: Its absolute end; no token of the family outlives it.
+        revoked_at: Once set, no token of the family is accepted again.
+    """
+
+    __tablename__ = "svc_sessions"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("svc_users.id", ondelete="CASCADE"), index=True)
+    user_agent: Mapped[str] = mapped_column(String(256))
+    ip_hash: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoke_reason: Mapped[str | None] = mapped_column(String(64))
+
+
+class RefreshToken(HasId, Base):
+    """One refresh token of a login, kept as a hash; used tokens stay, so that a replay is recognised.
+
+    Attributes:
+        token_hash: SHA-256 of the token, in hex.
+        parent_id: The token that it replaced. Unique: the database itself refuses a second successor.
+        used_at: When it was exchanged for its successor.
+    """
+
+    __tablename__ = "svc_refresh_tokens"
+
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("svc_sessions.id", ondelete="CASCADE"), index=True)
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("svc_refresh_tokens.id", ondelete="CASCADE"), unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Organization(HasId, HasTimestamps, Base):
+    """A tenant: `str(organization.id)` is the tenant id of everything that it owns."""
+
+    __tablename__ = "svc_organizations"
+
+    name: Mapped[str] = mapped_column(String(200))
+    slug: Mapped[str] = mapped_column(String(63), unique=True)
+
+
+class Membership(HasId, HasTimestamps, Base):
+    """That a user belongs to an organization, in one role."""
+
+    __tablename__ = "svc_memberships"
+    __table_args__ = (UniqueConstraint("organization_id", "user_id"),)
+
+    organization_id: Mapped[UUID] = mapped_column(Uuid, ForeignKey("svc_organizations.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID] = mapped_column(Uuid, ForeignKey("svc_users.id", ondelete="CASCADE"), index=True)
+    role: Mapped[str] = mapped_column(String(32))

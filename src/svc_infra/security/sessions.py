@@ -1,0 +1,251 @@
+"""Logins, and the refresh tokens that keep them alive.
+
+A login is a family of refresh tokens, each exchanged once for its successor. What happens to a token that is shown:
+
+- unused: it is marked as used and its successor made, by one compare-and-set, so of many callers one is first;
+- used less than `refresh_grace_seconds` ago, and its successor still unused: the same successor is given again, with a
+  new access token. Two tabs, or a client whose answer was lost, stay logged in, and there is still one chain. Only the
+  immediate predecessor of the newest token qualifies;
+- used in any other way: someone kept a copy. The whole login is revoked, and that is committed although the request
+  fails (RFC 9700, 4.14.2);
+- unknown, expired, or of a login that was revoked or whose account is disabled: refused.
+
+Only hashes are stored. A successor can still be given twice because it is not drawn but derived (HMAC-SHA256) from its
+predecessor, which the database does not have, and a key that only the service has.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import sha256
+from secrets import token_urlsafe
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import CursorResult, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from svc_infra.db.database import AsyncDatabase
+from svc_infra.errors import InvalidTokenError, TokenExpiredError
+from svc_infra.security._policy import Policy
+from svc_infra.security.models import RefreshToken, Session, User
+from svc_infra.security.principal import Principal
+from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.types import Clock, SystemClock, new_id
+
+REFRESH_TOKEN_BYTES = 32
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a login comes from; empty where unknown."""
+
+    user_agent: str = ""
+    ip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """What a client needs to stay logged in."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    expires_in_seconds: int
+
+
+class Sessions:
+    """The logins of one app.
+
+    Args:
+        db: Where they are kept.
+        tokens: Makes and verifies the access tokens.
+        keys: Where the keys for refresh tokens and address hashes come from.
+        policy: What the roles permit.
+        ttl_seconds: How long a login lasts, however often it is refreshed.
+        grace_seconds: How long the previous refresh token still gives its successor; 0 for not at all.
+        clock: Where the time comes from.
+    """
+
+    def __init__(
+        self,
+        db: AsyncDatabase,
+        tokens: AccessTokens,
+        keys: KeyRing,
+        policy: Policy,
+        *,
+        ttl_seconds: float,
+        grace_seconds: float,
+        clock: Clock | None = None,
+    ) -> None:
+        self._db = db
+        self._tokens = tokens
+        self._policy = policy
+        self._successor_keys = keys.derived("refresh-token")
+        self._ip_key = keys.derived("ip-hash")[0]
+        self._ttl = timedelta(seconds=ttl_seconds)
+        self._grace = timedelta(seconds=grace_seconds)
+        self._clock = clock or SystemClock()
+
+    async def open(self, session: AsyncSession, user_id: UUID, device: Device) -> TokenPair:
+        """Begin a login in this unit of work. The caller has verified who it is for."""
+        now = self._clock.now()
+        login = Session(
+            id=new_id(),
+            user_id=user_id,
+            user_agent=device.user_agent[:256],
+            ip_hash=hmac.digest(self._ip_key, device.ip.encode(), "sha256").hex() if device.ip else "",
+            created_at=now,
+            last_seen_at=now,
+            expires_at=now + self._ttl,
+        )
+        session.add(login)
+        await session.flush()
+        refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
+        session.add(_row(new_id(), refresh_token, login, now))
+        return self._pair(login, refresh_token)
+
+    async def refresh(self, refresh_token: str) -> TokenPair:
+        """Exchange a refresh token for its successor and a new access token, in a unit of work of its own.
+
+        Raises:
+            TokenExpiredError: The login has reached its end.
+            InvalidTokenError: The token is unknown, its login has ended, or it was used before; then its login ends.
+        """
+        async with self._db.session() as session:
+            outcome = await self._rotate(session, refresh_token)
+        if isinstance(outcome, InvalidTokenError):  # raised only now, so that what it means for the login is committed
+            raise outcome
+        return outcome
+
+    async def principal(self, access_token: str) -> Principal:
+        """Who an access token stands for, after one read: its login must live and its account be active.
+
+        Raises:
+            TokenExpiredError: The token is genuine, but its time is over.
+            InvalidTokenError: It is not genuine, its login has ended, or its account is disabled or gone.
+        """
+        claims = self._tokens.verify(access_token)
+        live = (
+            select(User.id, User.email, User.roles)
+            .join(Session, Session.user_id == User.id)
+            .where(
+                Session.id == claims.session_id,
+                Session.revoked_at.is_(None),
+                Session.expires_at > self._clock.now(),
+                User.id == claims.user_id,
+                User.is_active,
+            )
+        )
+        async with self._db.session(read_only=True) as session:
+            user = (await session.execute(live)).one_or_none()
+        if user is None:
+            raise _ended()
+        return Principal(
+            id=user.id,
+            email=user.email,
+            roles=frozenset(user.roles),
+            permissions=self._policy.permissions(user.roles),
+            session_id=claims.session_id,
+        )
+
+    async def revoke(self, session: AsyncSession, session_id: UUID, *, reason: str) -> bool:
+        """End a login in this unit of work; from its commit on none of its tokens is accepted.
+
+        Returns:
+            False when it had ended before.
+        """
+        ended = await session.execute(
+            update(Session)
+            .where(Session.id == session_id, Session.revoked_at.is_(None))
+            .values(revoked_at=self._clock.now(), revoke_reason=reason)
+            .execution_options(synchronize_session=False)
+        )
+        return _changed(ended)
+
+    async def _rotate(self, session: AsyncSession, refresh_token: str) -> TokenPair | InvalidTokenError:
+        now = self._clock.now()
+        found = (
+            await session.execute(
+                select(RefreshToken, Session)
+                .join(Session, Session.id == RefreshToken.session_id)
+                .join(User, User.id == Session.user_id)
+                .where(RefreshToken.token_hash == _hashed(refresh_token), Session.revoked_at.is_(None), User.is_active)
+            )
+        ).one_or_none()
+        if found is None:
+            return _ended()
+        token, login = found
+        if min(token.expires_at, login.expires_at) <= now:
+            return TokenExpiredError()
+        claimed = await session.execute(
+            update(RefreshToken)
+            .where(RefreshToken.id == token.id, RefreshToken.used_at.is_(None))
+            .values(used_at=now)
+            .execution_options(synchronize_session=False)
+        )
+        if _changed(claimed):
+            successor_id = new_id()
+            successor = _derived(self._successor_keys[0], refresh_token, successor_id)
+            session.add(_row(successor_id, successor, login, now, parent=token))
+            login.last_seen_at = now
+            return self._pair(login, successor)
+        await session.refresh(token)
+        return await self._replayed(session, token, login, refresh_token)
+
+    async def _replayed(
+        self, session: AsyncSession, token: RefreshToken, login: Session, refresh_token: str
+    ) -> TokenPair | InvalidTokenError:
+        child = (await session.execute(select(RefreshToken).where(RefreshToken.parent_id == token.id))).scalar_one()
+        in_grace = token.used_at is not None and self._clock.now() - token.used_at < self._grace
+        if not in_grace or child.used_at is not None:
+            await self.revoke(session, login.id, reason="refresh_token_reused")
+            _log.warning(
+                "auth.refresh_token_reused", extra={"session_id": str(login.id), "user_id": str(login.user_id)}
+            )
+            return _ended()
+        for key in self._successor_keys:
+            successor = _derived(key, refresh_token, child.id)
+            if hmac.compare_digest(_hashed(successor), child.token_hash):
+                return self._pair(login, successor)
+        return _ended()  # its key left the ring within the grace time
+
+    def _pair(self, login: Session, refresh_token: str) -> TokenPair:
+        access_token, expires_in = self._tokens.issue(
+            user_id=login.user_id, session_id=login.id, session_ends_at=login.expires_at
+        )
+        return TokenPair(access_token, refresh_token, expires_in)
+
+
+def _row(
+    token_id: UUID, refresh_token: str, login: Session, now: datetime, parent: RefreshToken | None = None
+) -> RefreshToken:
+    return RefreshToken(
+        id=token_id,
+        session_id=login.id,
+        token_hash=_hashed(refresh_token),
+        parent_id=parent.id if parent else None,
+        created_at=now,
+        expires_at=login.expires_at,
+    )
+
+
+def _hashed(refresh_token: str) -> str:
+    return sha256(refresh_token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _derived(key: bytes, predecessor: str, token_id: UUID) -> str:
+    return urlsafe_b64encode(hmac.digest(key, predecessor.encode() + token_id.bytes, "sha256")).rstrip(b"=").decode()
+
+
+def _changed(result: Any) -> bool:
+    return cast("CursorResult[Any]", result).rowcount == 1
+
+
+def _ended() -> InvalidTokenError:
+    return InvalidTokenError("The session has ended: log in again.")

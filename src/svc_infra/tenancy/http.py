@@ -1,0 +1,66 @@
+"""The tenant of a request, as dependencies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Header, params
+from fastapi.requests import HTTPConnection
+
+from svc_infra.errors import BadRequestError, ConfigurationError, ForbiddenError, TenantRequiredError
+from svc_infra.obs import context
+from svc_infra.security.http import Identity, OptionalIdentity
+from svc_infra.tenancy.context import TENANT_HEADER, Tenancy, TenantQuestion
+from svc_infra.wiring import wiring_of
+
+
+async def resolve_tenant_id(
+    connection: HTTPConnection,
+    principal: OptionalIdentity,
+    x_tenant_id: Annotated[str | None, Header(alias=TENANT_HEADER, description="The tenant to act for.")] = None,
+) -> str | None:
+    """The tenant that this request acts for, or None when nothing names one.
+
+    Raises:
+        BadRequestError: The header was sent more than once.
+        UnauthorizedError: The header names a tenant and the caller is anonymous.
+        TenantRefusedError: The caller may not act in the tenant that the header names, or it does not exist.
+    """
+    if len(connection.headers.getlist(TENANT_HEADER)) > 1:
+        raise BadRequestError(f"Send {TENANT_HEADER} once.")
+    question = TenantQuestion(
+        request=connection,
+        principal=principal,
+        header=(x_tenant_id or "").strip() or None,
+        state=getattr(connection.state, "tenant_id", None),
+    )
+    tenant_id = await wiring_of(connection.app).get(Tenancy).resolve(question)
+    context.current().tenant_id = tenant_id or ""
+    return tenant_id
+
+
+async def require_tenant_id(tenant_id: Annotated[str | None, Depends(resolve_tenant_id)]) -> str:
+    """The tenant that this request acts for.
+
+    Raises:
+        TenantRequiredError: Nothing names one.
+    """
+    if tenant_id is None:
+        raise TenantRequiredError
+    return tenant_id
+
+
+TenantId = Annotated[str, Depends(require_tenant_id)]
+OptionalTenantId = Annotated[str | None, Depends(resolve_tenant_id)]
+
+
+def RequireTenantRole(*roles: str) -> params.Depends:  # noqa: N802 - reads like the type that it stands for
+    """A dependency that refuses who does not have one of these roles in the request's tenant (403)."""
+    if not roles:
+        raise ConfigurationError("A route requires no tenant role at all: name one.")
+
+    async def check(connection: HTTPConnection, user: Identity, tenant_id: TenantId) -> None:
+        if await wiring_of(connection.app).get(Tenancy).role(user, tenant_id) not in roles:
+            raise ForbiddenError(f"This needs the role {' or '.join(roles)} in the tenant.")
+
+    return params.Depends(check)

@@ -1,0 +1,73 @@
+"""Wires the room into an app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from svc_infra.db import AsyncDatabase
+from svc_infra.http import HttpClient
+from svc_infra.http.add import add_http
+from svc_infra.jobs import JobQueue
+from svc_infra.jobs.add import contribute_tasks
+from svc_infra.webhooks.deliver import OnDead, WebhookDelivery, deliver, fan_out
+from svc_infra.webhooks.http import webhooks_router
+from svc_infra.webhooks.publish import Webhooks
+from svc_infra.webhooks.retry import WebhookRetry
+from svc_infra.webhooks.subscribe import Endpoints
+from svc_infra.webhooks.vault import Vault
+from svc_infra.wiring import Part, Wiring, wiring_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_PART = "webhooks"
+
+
+def add_webhooks(
+    app: FastAPI, *, prefix: str = "/webhooks", retry: WebhookRetry | None = None, on_dead: OnDead | None = None
+) -> None:
+    """Let an app publish events, and its tenants subscribe to them. A second call changes nothing.
+
+    Endpoint secrets are sealed with the secret `WEBHOOKS_KEY`, of at least 32 bytes.
+
+    Args:
+        app: An app with a database, jobs, accounts and tenancy (`add_db`, `add_jobs`, `add_auth_users`,
+            `add_tenancy`), in any order.
+        prefix: Where the routes are.
+        retry: When to try again; from the settings (`WEBHOOKS_RETRY_SCHEDULE_SECONDS`) when left out.
+        on_dead: Called in the transaction that gives a delivery up, to notify the application.
+
+    Raises:
+        ConfigurationError: At start-up: a room that it needs is missing, or `WEBHOOKS_KEY` is, outside local and test.
+    """
+    wiring = wiring_of(app)
+    if _PART in wiring.parts:
+        return
+    add_http(app)
+    contribute_tasks(app, [fan_out, deliver])
+    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http")))
+    app.include_router(webhooks_router(prefix))
+
+
+@asynccontextmanager
+async def _running(wiring: Wiring, retry: WebhookRetry | None, on_dead: OnDead | None) -> AsyncIterator[None]:
+    settings = wiring.settings.webhooks
+    queue, http = wiring.get(JobQueue), wiring.get(HttpClient)
+    vault = Vault(wiring.settings.secrets.require("WEBHOOKS_KEY"))
+    endpoints = Endpoints(vault, http)
+    delivery = WebhookDelivery(
+        wiring.get(AsyncDatabase),
+        queue,
+        http,
+        endpoints,
+        vault,
+        retry=retry or WebhookRetry(settings.retry_schedule_seconds),
+        timeout_seconds=settings.timeout_seconds,
+        on_dead=on_dead,
+    )
+    wiring.provide(Endpoints, endpoints)
+    wiring.provide(WebhookDelivery, delivery)
+    wiring.provide(Webhooks, Webhooks(queue))
+    yield

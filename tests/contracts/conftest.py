@@ -1,0 +1,151 @@
+"""Every backend of the job queue, each with a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
+from svc_infra.db.sql import migrate
+from svc_infra.jobs._memory import InMemoryJobQueue
+from svc_infra.jobs._redis import OUTBOX_TOPIC, RedisJobQueue
+from svc_infra.jobs._sql import SqlJobQueue
+from svc_infra.jobs.job import Job
+from svc_infra.types import Clock
+
+AnyQueue = InMemoryJobQueue | SqlJobQueue | RedisJobQueue
+
+
+class ManualClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self._now = datetime(2026, 1, 5, 12, 0, 0, 123456, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+
+
+@dataclass
+class Backend:
+    """One backend.
+
+    Attributes:
+        clock: The time of `queue`.
+        make: One more queue object over the same jobs; by default on the real clock.
+        database: Where units of work are opened; the queue's own for the SQL ones.
+    """
+
+    name: str
+    clock: ManualClock
+    make: Callable[..., AnyQueue]
+    queue: AnyQueue
+    database: AsyncDatabase
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """A unit of work; the library's tables are there."""
+        if not isinstance(self.queue, SqlJobQueue):
+            await migrate.upgrade(self.database)
+        async with self.database.session() as session:
+            yield session
+
+    async def settle(self) -> None:
+        """Let what has been committed reach the queue."""
+        if isinstance(self.queue, RedisJobQueue):
+            await migrate.upgrade(self.database)
+            await OutboxRelay(self.database, handlers={OUTBOX_TOPIC: self.queue.relay}).run_once()
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres_url(postgres_server: str) -> str:
+    """A PostgreSQL database with the library's tables, made once: `backend` empties the tables of jobs."""
+
+    async def make() -> None:
+        server = await asyncpg.connect(postgres_server)
+        await server.execute("CREATE DATABASE contracts")
+        await server.close()
+        database = AsyncDatabase(url)
+        await migrate.upgrade(database)
+        await database.dispose()
+
+    url = postgres_server.replace("/postgres?", "/contracts?")
+    with ThreadPoolExecutor(max_workers=1) as threads:  # the test's own event loop may be running here
+        threads.submit(asyncio.run, make()).result()
+    return url
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres", "valkey"])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    """Each backend in turn."""
+    clock = ManualClock()
+    async with AsyncExitStack() as stack:
+        engine = "migrated_postgres" if request.param == "postgres" else "sqlite"
+        database = AsyncDatabase(request.getfixturevalue(f"{engine}_url"))
+        stack.push_async_callback(database.dispose)
+        make: Callable[..., Any]
+        if request.param == "memory":
+            only = InMemoryJobQueue(clock=clock)
+
+            def make(clock: Clock | None = None) -> InMemoryJobQueue:
+                return only
+
+        elif request.param == "valkey":
+            url = request.getfixturevalue("valkey_url")
+
+            def make(clock: Clock | None = None) -> RedisJobQueue:
+                queue = RedisJobQueue(url, clock=clock, outbox=Outbox())
+                stack.push_async_callback(queue.close)
+                return queue
+
+        else:
+            if request.param == "sqlite":
+                await migrate.upgrade(database)
+            else:
+                async with database.session() as session:
+                    await session.execute(text("TRUNCATE svc_jobs, svc_outbox"))
+
+            def make(clock: Clock | None = None) -> SqlJobQueue:
+                return SqlJobQueue(database, clock=clock)
+
+        yield Backend(request.param, clock, make, make(clock), database)
+
+
+@pytest.fixture
+def queue(backend: Backend) -> AnyQueue:
+    """The backend's queue, whose time is `clock`."""
+    return backend.queue
+
+
+@pytest.fixture
+def clock(backend: Backend) -> ManualClock:
+    """The time of `queue`."""
+    return backend.clock
+
+
+async def claim(queue: AnyQueue, limit: int = 1, **options: Any) -> list[Job]:
+    return await queue.reserve(worker_id="worker", limit=limit, **options)
+
+
+async def claim_one(queue: AnyQueue, **options: Any) -> Job:
+    (job,) = await claim(queue, **options)
+    return job
+
+
+async def kept(queue: AnyQueue, job_id: str) -> Job:
+    job = await queue.get(job_id)
+    assert job is not None
+    return job

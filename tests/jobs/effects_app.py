@@ -1,0 +1,59 @@
+"""An app whose jobs have effects that can be counted. Tests run it with `svc-infra jobs`, in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from svc_infra.db.add import add_db
+from svc_infra.jobs import JobContext, task
+from svc_infra.jobs.add import add_jobs
+from svc_infra.redis import connect
+from svc_infra.wiring import Part, wiring_of
+
+EFFECTS = "effects"
+
+
+@task(name="effect")
+async def effect_in_sql(number: int, session: AsyncSession) -> None:
+    """Add a row, in one transaction with the end of the job."""
+    await session.execute(text("INSERT INTO effects (number) VALUES (:number)"), {"number": number})
+
+
+@task(name="effect")
+async def effect_in_redis(number: int, context: JobContext) -> None:
+    """Count the effect, which Redis cannot do together with the end of the job."""
+    await context.get(Redis).hincrby(EFFECTS, str(number), 1)
+
+
+@task(name="hang")
+async def hang() -> None:
+    """Run until cancelled."""
+    await asyncio.Event().wait()
+
+
+def make() -> FastAPI:
+    """The app, on `REDIS_URL` where it is set and else on `SQL_URL`."""
+    app = FastAPI()
+    wiring = wiring_of(app)
+    url = wiring.settings.redis.url
+    if url is None:
+        add_db(app)
+        add_jobs(app, tasks=[effect_in_sql, hang])
+        return app
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[None]:
+        async with connect(url) as client:
+            wiring.provide(Redis, client)
+            yield
+
+    wiring.add(Part("cache", connected))
+    add_jobs(app, tasks=[effect_in_redis, hang])
+    return app

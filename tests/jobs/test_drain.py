@@ -1,0 +1,216 @@
+"""The worker's end: what runs may finish, the rest is handed back, and nothing waits for ever."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, Worker, task, worker
+from tests.jobs.working import UnreliableQueue, until, until_state, working
+
+
+@task
+async def nothing() -> None: ...
+
+
+class Gate:
+    """A task that waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+        @task(name="gated")
+        async def gated() -> str:
+            await self.open.wait()
+            return "done"
+
+        self.task = gated
+
+
+class SlowToClaim(InMemoryJobQueue):
+    """Claims, and answers when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claimed = asyncio.Event()
+        self.answer = asyncio.Event()
+
+    async def reserve(self, **terms: Any) -> list[Job]:
+        jobs = await super().reserve(**terms)
+        if jobs:
+            self.claimed.set()
+            await self.answer.wait()
+        return jobs
+
+
+@pytest.fixture
+def queue() -> InMemoryJobQueue:
+    return InMemoryJobQueue()
+
+
+async def test_a_stopped_worker_finishes_what_it_runs_and_claims_nothing_more(queue: InMemoryJobQueue) -> None:
+    gate = Gate()
+    ids = [await gate.task.options(on=queue).enqueue() for _ in range(3)]
+    one = Worker(queue, [gate.task], concurrency=2)
+    running = asyncio.create_task(one.run())
+    await until_state(queue, ids[1], JobState.RUNNING)
+    one.stop()
+    one.stop()
+    gate.open.set()
+    await running
+    states = [job.state for job in reversed(await queue.list())]
+    assert states == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.READY]
+
+
+async def test_what_does_not_finish_in_time_is_cancelled_and_handed_back_unspent(queue: InMemoryJobQueue) -> None:
+    gate = Gate()
+    job_id = await gate.task.options(on=queue).enqueue()
+    async with working(queue, gate.task, drain_seconds=0.05):
+        await until_state(queue, job_id, JobState.RUNNING)
+    job = await queue.get(job_id)
+    assert job is not None
+    assert (job.state, job.attempts, job.token, job.last_error) == (JobState.READY, 0, None, None)
+
+
+async def test_stopping_at_once_does_not_wait_for_the_drain(queue: InMemoryJobQueue) -> None:
+    gate = Gate()
+    job_id = await gate.task.options(on=queue).enqueue()
+    one = Worker(queue, [gate.task], drain_seconds=60)
+    running = asyncio.create_task(one.run())
+    await until_state(queue, job_id, JobState.RUNNING)
+    one.stop()
+    await asyncio.sleep(0)
+    assert not running.done()
+    one.stop(at_once=True)
+    async with asyncio.timeout(5):
+        await running
+    assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+
+
+async def test_a_cancelled_worker_hands_its_jobs_back(queue: InMemoryJobQueue) -> None:
+    gate = Gate()
+    job_id = await gate.task.options(on=queue).enqueue()
+    running = asyncio.create_task(Worker(queue, [gate.task], drain_seconds=60).run())
+    await until_state(queue, job_id, JobState.RUNNING)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+
+
+async def test_jobs_that_arrive_with_the_stop_are_handed_back_without_having_run() -> None:
+    queue, gate = SlowToClaim(), Gate()
+    gate.open.set()
+    job_id = await gate.task.options(on=queue).enqueue()
+    one = Worker(queue, [gate.task])
+    running = asyncio.create_task(one.run())
+    await queue.claimed.wait()
+    one.stop()
+    queue.answer.set()
+    await running
+    assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+
+
+async def test_an_idle_worker_stops_within_a_tenth_of_a_second() -> None:
+    queue = UnreliableQueue()
+    one = Worker(queue, [nothing], poll_interval_seconds=60)
+    running = asyncio.create_task(one.run())
+    await until(lambda: "wait" in queue.calls)
+    stopped = time.perf_counter()
+    one.stop()
+    await running
+    assert time.perf_counter() - stopped < 0.1
+
+
+async def test_a_worker_stopped_before_it_starts_claims_nothing() -> None:
+    queue = UnreliableQueue()
+    one = Worker(queue, [nothing])
+    one.stop()
+    await one.run()
+    assert queue.calls == []
+
+
+async def test_a_handler_that_fails_because_it_is_cancelled_is_handed_back_too(queue: InMemoryJobQueue) -> None:
+    @task
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise RuntimeError("connection lost") from None
+
+    job_id = await stubborn.options(on=queue, max_attempts=1).enqueue()
+    async with working(queue, stubborn, drain_seconds=0.05):
+        await until_state(queue, job_id, JobState.RUNNING)
+    assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+
+
+async def test_a_handler_that_finishes_although_it_is_cancelled_has_finished(queue: InMemoryJobQueue) -> None:
+    @task
+    async def deaf() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done all the same"
+        return ""
+
+    job_id = await deaf.options(on=queue).enqueue()
+    async with working(queue, deaf, drain_seconds=0.05):
+        await until_state(queue, job_id, JobState.RUNNING)
+    assert (await until_state(queue, job_id)).result == "done all the same"
+
+
+async def test_a_function_in_a_thread_sees_that_it_should_stop_and_is_handed_back(queue: InMemoryJobQueue) -> None:
+    @task
+    def polite(mine: JobContext) -> None:
+        never = threading.Event()
+        while not mine.cancelled:
+            never.wait(0.005)
+        raise InterruptedError
+
+    job_id = await polite.options(on=queue).enqueue()
+    async with working(queue, polite, drain_seconds=0.05):
+        await until_state(queue, job_id, JobState.RUNNING)
+    assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+
+
+async def test_a_function_that_cannot_be_stopped_is_left_to_its_lease(
+    queue: InMemoryJobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CANCEL_GRACE_SECONDS", 0.05)
+    go_on = threading.Event()
+
+    @task
+    def deaf() -> None:
+        go_on.wait(10)
+
+    job_id = await deaf.options(on=queue).enqueue()
+    async with working(queue, deaf, drain_seconds=0.05):
+        await until_state(queue, job_id, JobState.RUNNING)
+    job = await until_state(queue, job_id, JobState.RUNNING)
+    assert job.attempts == 1
+    go_on.set()
+
+
+async def test_a_handler_that_ignores_every_cancellation_does_not_keep_the_worker(
+    queue: InMemoryJobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CANCEL_GRACE_SECONDS", 0.05)
+    go_on = asyncio.Event()
+
+    @task
+    async def deaf() -> None:
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                continue
+
+    job_id = await deaf.options(on=queue).enqueue()
+    async with asyncio.timeout(5):
+        async with working(queue, deaf, drain_seconds=0.05):
+            await until_state(queue, job_id, JobState.RUNNING)
+    assert (await until_state(queue, job_id, JobState.RUNNING)).attempts == 1
+    go_on.set()
+    await until_state(queue, job_id)

@@ -1,0 +1,341 @@
+"""The worker: what handlers are given, how attempts end, and what it survives."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from svc_infra.config import Settings
+from svc_infra.errors import ConfigurationError, ValidationError
+from svc_infra.jobs import Cancel, InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Retry, Worker, task
+from svc_infra.jobs.task import Task
+from svc_infra.obs import context
+from svc_infra.obs.metrics import Metrics
+from svc_infra.wiring import Wiring, current_wiring
+from tests.jobs.working import START, ManualClock, measured, until, until_state, working
+
+
+@pytest.fixture
+def queue() -> InMemoryJobQueue:
+    return InMemoryJobQueue()
+
+
+@pytest.fixture
+def wiring(queue: InMemoryJobQueue) -> Wiring:
+    wiring = Wiring(Settings())
+    wiring.provide(JobQueue, queue)
+    wiring.provide(Metrics, Metrics(CollectorRegistry()))
+    return wiring
+
+
+async def finished(queue: InMemoryJobQueue, one: Task[..., Any], **arguments: Any) -> Job:
+    """Run one job on a worker of its own until it is in a terminal state."""
+    job_id = await one.options(on=queue, max_attempts=1).enqueue(**arguments)
+    async with working(queue, one):
+        return await until_state(queue, job_id)
+
+
+@task
+async def double(number: int) -> dict[str, int]:
+    return {"doubled": 2 * number}
+
+
+async def test_a_job_runs_and_its_result_is_kept(queue: InMemoryJobQueue) -> None:
+    job = await finished(queue, double, number=21)
+    assert (job.state, job.result, job.attempts) == (JobState.SUCCEEDED, {"doubled": 42}, 1)
+
+
+async def test_as_many_jobs_run_at_once_as_the_concurrency_allows_and_no_more(queue: InMemoryJobQueue) -> None:
+    running, most = 0, 0
+    go_on = asyncio.Event()
+
+    @task
+    async def busy() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+
+    ids = [await busy.options(on=queue).enqueue() for _ in range(7)]
+    async with working(queue, busy, concurrency=3):
+        await until(lambda: running == 3)
+        assert (await queue.stats()).counts[JobState.RUNNING] == 3
+        go_on.set()
+        for job_id in ids:
+            await until_state(queue, job_id)
+    assert most == 3
+
+
+async def test_a_handler_runs_as_the_request_that_enqueued_it_and_inside_the_app(
+    queue: InMemoryJobQueue, wiring: Wiring
+) -> None:
+    seen: list[object] = []
+
+    @task
+    async def look() -> None:
+        seen.extend([context.current().known(), current_wiring()])
+
+    with context.restored({"tenant_id": "t1", "request_id": "r1", "principal_id": "p1"}):
+        job_id = await look.options(on=queue).enqueue()
+    async with working(queue, look, wiring=wiring):
+        await until_state(queue, job_id)
+    assert seen == [{"tenant_id": "t1", "request_id": "r1", "principal_id": "p1", "job_id": job_id}, wiring]
+
+
+async def test_a_handler_that_asks_for_its_context_gets_it(queue: InMemoryJobQueue, wiring: Wiring) -> None:
+    seen: list[JobContext] = []
+
+    @task
+    async def look(mine: JobContext) -> None:
+        seen.append(mine)
+
+    job_id = await look.options(on=queue).enqueue()
+    async with working(queue, look, wiring=wiring):
+        await until_state(queue, job_id)
+    assert seen[0].job.id == job_id
+    assert (seen[0].attempt, seen[0].cancelled) == (1, False)
+    assert len(seen[0].token) >= 32
+    assert seen[0].get(Metrics) is wiring.get(Metrics)
+
+
+async def test_a_job_enqueued_by_a_job_goes_to_the_same_app_and_carries_the_same_request(
+    queue: InMemoryJobQueue, wiring: Wiring
+) -> None:
+    @task
+    async def first() -> str:
+        return await double.enqueue(number=1)
+
+    with context.restored({"request_id": "r1"}):
+        job_id = await first.options(on=queue).enqueue()
+    async with working(queue, first, double, wiring=wiring):
+        second = await until_state(queue, str((await until_state(queue, job_id)).result))
+    assert second.context == {"request_id": "r1"}
+
+
+async def test_a_sync_function_runs_in_a_thread_with_the_context_of_its_job(queue: InMemoryJobQueue) -> None:
+    @task
+    def look(mine: JobContext) -> list[str]:
+        return [threading.current_thread().name, context.current().job_id]
+
+    job = await finished(queue, look)
+    assert job.result == ["svc-infra-job", job.id]
+
+
+async def test_arguments_are_validated_again_before_they_run(queue: InMemoryJobQueue) -> None:
+    job_id = await queue.enqueue(double.name, {"number": "many"}, max_attempts=1)
+    async with working(queue, double):
+        job = await until_state(queue, job_id)
+    assert (job.state, job.result) == (JobState.DEAD, None)
+    assert str(job.last_error).startswith("ValidationError: test_worker.double: number: Input should be a valid int")
+
+
+async def test_a_failure_is_tried_again_after_its_backoff_and_then_counts_for_nothing() -> None:
+    clock = ManualClock()
+    queue = InMemoryJobQueue(clock=clock)
+
+    @task(backoff_seconds=10)
+    async def flaky(mine: JobContext) -> int:
+        if mine.attempt == 1:
+            raise ValueError("not yet")
+        return mine.attempt
+
+    job_id = await flaky.options(on=queue).enqueue()
+    async with working(queue, flaky):
+        waiting = await until_state(queue, job_id, JobState.READY)
+        await until(lambda: had_failed(queue, job_id))
+        clock.advance(10)
+        job = await until_state(queue, job_id)
+    assert waiting.id == job_id
+    assert (job.state, job.result, job.attempts) == (JobState.SUCCEEDED, 2, 2)
+
+
+async def had_failed(queue: InMemoryJobQueue, job_id: str) -> bool:
+    job = await queue.get(job_id)
+    return job is not None and job.last_error is not None
+
+
+async def test_a_job_out_of_attempts_is_dead_and_tells_what_was_raised_and_where(queue: InMemoryJobQueue) -> None:
+    @task
+    async def broken() -> None:
+        raise ValueError("no such thing")
+
+    job = await finished(queue, broken)
+    assert job.state is JobState.DEAD
+    first, *frames = str(job.last_error).splitlines()
+    assert first == "ValueError: no such thing"
+    assert len(frames) == 1
+    assert "at broken (" in frames[0]
+    assert "test_worker.py:" in frames[0]
+
+
+async def test_retry_chooses_the_time_of_the_next_attempt() -> None:
+    clock = ManualClock()
+    queue = InMemoryJobQueue(clock=clock)
+
+    @task
+    async def later() -> None:
+        raise Retry("the other side is busy", after_seconds=1234)
+
+    job_id = await later.options(on=queue).enqueue()
+    async with working(queue, later):
+        await until(lambda: had_failed(queue, job_id))
+    job = await queue.get(job_id)
+    assert job is not None
+    assert (job.state, job.attempts, job.last_error) == (JobState.READY, 1, "Retry: the other side is busy")
+    assert (job.available_at - START).total_seconds() == 1234
+
+
+async def test_cancel_ends_a_job_without_an_error(queue: InMemoryJobQueue) -> None:
+    @task
+    async def pointless() -> None:
+        raise Cancel("the user is gone")
+
+    job = await finished(queue, pointless)
+    assert (job.state, job.last_error) == (JobState.CANCELLED, None)
+
+
+async def test_a_policy_decides_by_the_error(queue: InMemoryJobQueue) -> None:
+    @task(retry=lambda error, attempt: 0.0 if isinstance(error, ConnectionError) and attempt < 3 else None)
+    async def picky(mine: JobContext) -> None:
+        raise ConnectionError if mine.attempt == 1 else ValueError("hopeless")
+
+    job_id = await picky.options(on=queue, max_attempts=10).enqueue()
+    async with working(queue, picky):
+        job = await until_state(queue, job_id)
+    assert (job.state, job.attempts) == (JobState.DEAD, 2)
+
+
+@pytest.mark.parametrize(
+    "raised", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), BaseException("odd"), StopIteration()]
+)
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_whatever_a_handler_raises_only_fails_its_own_job(
+    queue: InMemoryJobQueue, raised: BaseException, in_thread: bool
+) -> None:
+    @task(name="broken")
+    async def broken() -> None:
+        raise raised
+
+    @task(name="broken")
+    def broken_in_thread() -> None:
+        raise raised
+
+    one = broken_in_thread if in_thread else broken
+    bad = await one.options(on=queue, max_attempts=1).enqueue()
+    async with working(queue, one, double, concurrency=1):
+        job = await until_state(queue, bad)
+        good = await until_state(queue, await double.options(on=queue).enqueue(number=1))
+    assert job.state is JobState.DEAD
+    kind = RuntimeError if isinstance(raised, StopIteration) else type(raised)  # as Python itself turns it into
+    assert str(job.last_error).startswith(f"{kind.__name__}: ")
+    assert good.state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("result", [object(), {1, object()}, "x" * (1024 * 1024)], ids=["object", "set", "large"])
+async def test_a_result_that_cannot_be_stored_fails_the_job(queue: InMemoryJobQueue, result: object) -> None:
+    @task
+    async def give() -> object:
+        return result
+
+    job = await finished(queue, give)
+    assert job.state is JobState.DEAD
+    assert str(job.last_error).startswith("ValidationError: ")
+
+
+@pytest.mark.parametrize("by_job", [True, False])
+async def test_an_attempt_that_takes_too_long_is_cancelled_and_fails(queue: InMemoryJobQueue, by_job: bool) -> None:
+    cleaned_up = asyncio.Event()
+
+    @task(timeout_seconds=0.05 if by_job else None)
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.set()
+
+    job_id = await hang.options(on=queue, max_attempts=1).enqueue()
+    async with working(queue, hang, default_timeout_seconds=None if by_job else 0.05):
+        job = await until_state(queue, job_id)
+    assert cleaned_up.is_set()
+    assert job.state is JobState.DEAD
+    assert str(job.last_error).startswith("DeadlineExceededError: ")
+    assert "at hang (" in str(job.last_error)
+
+
+async def test_a_function_in_a_thread_that_takes_too_long_fails_and_keeps_its_slot(queue: InMemoryJobQueue) -> None:
+    go_on = threading.Event()
+
+    @task(timeout_seconds=0.05)
+    def hang(mine: JobContext) -> None:
+        go_on.wait(10)
+        assert mine.cancelled
+
+    @task
+    async def follow() -> bool:
+        return go_on.is_set()
+
+    late = await hang.options(on=queue, max_attempts=1).enqueue()
+    async with working(queue, hang, follow, concurrency=1):
+        job = await until_state(queue, late)
+        assert str(job.last_error).startswith("DeadlineExceededError: ")
+        next_id = await follow.options(on=queue).enqueue()
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        assert (await until_state(queue, next_id)).result is True
+
+
+async def test_progress_is_kept_while_a_job_runs_and_when_it_ends(queue: InMemoryJobQueue) -> None:
+    go_on = asyncio.Event()
+
+    @task
+    async def count(mine: JobContext) -> None:
+        mine.progress(3, 10)
+        await go_on.wait()
+        mine.progress(10, 10)
+
+    job_id = await count.options(on=queue).enqueue()
+
+    async def reported() -> bool:
+        job = await queue.get(job_id)
+        return job is not None and (job.progress_done, job.progress_total) == (3, 10)
+
+    async with working(queue, count):
+        await until(reported)
+        go_on.set()
+        job = await until_state(queue, job_id)
+    assert (job.progress_done, job.progress_total) == (10, 10)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True])
+def test_progress_that_is_no_count_is_refused_where_it_is_reported(count: int) -> None:
+    with pytest.raises(ValidationError, match="progress"):
+        JobContext(job=None).progress(count)  # type: ignore[arg-type]
+
+
+async def test_starts_outcomes_and_times_are_measured_in_the_app_of_the_worker(
+    queue: InMemoryJobQueue, wiring: Wiring
+) -> None:
+    @task(name="broken")
+    async def broken() -> None:
+        raise ValueError
+
+    good = await double.options(on=queue).enqueue(number=1)
+    bad = await broken.options(on=queue, max_attempts=1).enqueue()
+    async with working(queue, double, broken, wiring=wiring):
+        await until_state(queue, good)
+        await until_state(queue, bad)
+    assert measured(wiring, "jobs_started_total", task="broken") == 1
+    assert measured(wiring, "jobs_finished_total", task=double.name, outcome="succeeded") == 1
+    assert measured(wiring, "jobs_finished_total", task="broken", outcome="dead") == 1
+    assert measured(wiring, "jobs_run_seconds_count", task="broken") == 1
+
+
+async def test_a_task_with_a_session_needs_an_app() -> None:
+    @task
+    async def write(session: AsyncSession) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="takes a session"):
+        Worker(InMemoryJobQueue(), [write])
