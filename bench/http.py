@@ -12,6 +12,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,8 @@ def served(name: str) -> Iterator[int]:
     command = [sys.executable, "-m", "uvicorn", f"bench.http_apps:{name}_app", "--port", str(port)]
     command += ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
     environment = {**os.environ, "APP_ENV": "prod", "AUTH_SECRET": "bench-only-secret-of-at-least-32-bytes"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below; logs go where they would go in production, to a file
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
@@ -42,6 +44,7 @@ def served(name: str) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+        log.close()
 
 
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:

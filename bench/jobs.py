@@ -97,7 +97,7 @@ async def _queue(backend: str, url: str) -> AsyncIterator[JobQueue]:
         try:
             yield queue
         finally:
-            await queue.aclose()
+            await queue.close()
     else:
         db = AsyncDatabase(url)
         await upgrade(db)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,7 @@ class _Connection(asyncio.Protocol):
         self.started = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.WriteTransport, transport)
         self._send()
 
     def _send(self) -> None:
@@ -81,9 +82,8 @@ async def load(port: int, path: str, *, connections: int = 32, seconds: float = 
     ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(connections)]
     protocols = []
     for end in ends:
-        _, protocol = await loop.create_connection(
-            lambda end=end: _Connection(request, start + seconds, latencies, end), "127.0.0.1", port
-        )
+        made = partial(_Connection, request, start + seconds, latencies, end)
+        _, protocol = await loop.create_connection(made, "127.0.0.1", port)
         protocols.append(protocol)
     async with asyncio.timeout(seconds + 10):
         await asyncio.gather(*ends)

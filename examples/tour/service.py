@@ -43,7 +43,7 @@ class Service:
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
-        command = [sys.executable, "/tmp/w/demo.py", "--no-seed", "--port", str(self.port)]
+        command = [sys.executable, "-m", "svc_infra.cli", "demo", "--no-seed", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command, env=self._environment, stdout=log, stderr=log

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import FastAPI
-from tracker.counters import count_tickets
-from tracker.imports import store_import
-from tracker.routes import router
 
 from svc_infra import easy_service_app
 from svc_infra.config import Settings
@@ -16,6 +13,9 @@ from svc_infra.jobs.add import add_jobs
 from svc_infra.security.add import add_auth_users
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.webhooks.add import add_webhooks
+from tracker.counters import count_tickets
+from tracker.imports import store_import
+from tracker.routes import router
 
 
 def create(settings: Settings | None = None) -> FastAPI:

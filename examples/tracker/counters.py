@@ -6,9 +6,9 @@ from uuid import UUID
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from tracker.models import Project, Status, Ticket
 
 from svc_infra.jobs import task
+from tracker.models import Project, Status, Ticket
 
 
 @task

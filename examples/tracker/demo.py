@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
-from tracker.imports import parsed, store_import
-from tracker.models import Import, Project
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.security.accounts import Accounts
 from svc_infra.security.organizations import Organizations
 from svc_infra.wiring import wiring_of
+from tracker.imports import parsed, store_import
+from tracker.models import Import, Project
 
 TICKETS = Path(__file__).parent / "tickets.csv"
 

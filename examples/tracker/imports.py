@@ -13,12 +13,12 @@ from uuid import UUID
 import pydantic
 from sqlalchemy import update
 from sqlalchemy.orm import undefer
-from tracker.counters import count_tickets
-from tracker.models import Import, Priority, Status, Ticket
 
 from svc_infra.errors import ValidationError
 from svc_infra.jobs import Cancel, JobContext, task
 from svc_infra.webhooks import Webhooks
+from tracker.counters import count_tickets
+from tracker.models import Import, Priority, Status, Ticket
 
 BATCH_ROWS = 200
 MAX_ROWS = 100_000

@@ -9,9 +9,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
-from tracker.counters import count_tickets
-from tracker.imports import parsed, store_import
-from tracker.models import Import, Priority, Project, Status, Ticket
 
 from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.db.sql.repository import SqlRepository
@@ -20,6 +17,9 @@ from svc_infra.security.http import Identity
 from svc_infra.security.organizations import Organizations
 from svc_infra.tenancy.http import TenantId
 from svc_infra.webhooks.http import WebhooksDep
+from tracker.counters import count_tickets
+from tracker.imports import parsed, store_import
+from tracker.models import Import, Priority, Project, Status, Ticket
 
 router = APIRouter()
 

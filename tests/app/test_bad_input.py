@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import Body, Form, Query
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, Json
 from starlette.testclient import TestClient
 
 from tests.app.answers import SECRET, is_problem
@@ -43,6 +43,14 @@ def client(request: pytest.FixtureRequest, make: Factory) -> TestClient:
     @app.post("/form")
     async def form(count: Annotated[int, Form()]) -> int:
         return count
+
+    @app.post("/json")
+    async def document(document: Annotated[Json[Any], Body(embed=True)]) -> Any:
+        return document
+
+    @app.post("/json-whole")
+    async def whole(document: Annotated[Json[Any], Body()]) -> Any:
+        return document
 
     @app.post("/raw")
     async def raw(body: Annotated[bytes, Body(max_length=3)]) -> int:
@@ -101,6 +109,12 @@ def test_a_422_about_a_form_has_no_pointers(client: TestClient) -> None:
 def test_a_body_that_is_no_json_is_a_400(body: bytes, detail: str, client: TestClient) -> None:
     response = client.post("/items/1", content=body, headers={"Content-Type": "application/json"})
     assert is_problem(response, 400, "bad_request", "/items/1")["detail"] == detail
+
+
+@pytest.mark.parametrize(("path", "body"), [("/json", {"document": "{bad"}), ("/json-whole", "{bad")])
+def test_a_value_that_should_hold_json_and_does_not_is_a_422(path: str, body: Any, client: TestClient) -> None:
+    problem = is_problem(client.post(path, json=body), 422, "validation_error", path)
+    assert [error["type"] for error in problem["errors"]] == ["json_invalid"]
 
 
 @pytest.mark.parametrize("path", ["/items/1", "/items/x?limit=99", "/names", "/numbers"])

@@ -270,7 +270,7 @@ async def test_twenty_workers_at_once_never_get_the_same_job(backend: Backend) -
     "wrong",
     [
         {"limit": 0},
-        {"limit": 1001},
+        {"limit": 1.5},
         {"lease_seconds": 0},
         {"lease_seconds": float("inf")},
         {"queues": []},

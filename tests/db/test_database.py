@@ -127,7 +127,9 @@ async def test_a_session_works_after_the_server_killed_every_connection(postgres
     async with opened(postgres_url) as db:
         await asyncio.gather(*[db.ping() for _ in range(5)])
         admin = await asyncpg.connect(postgres_url)
-        await admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid != pg_backend_pid()"
+        )
         await admin.close()
         for _ in range(5):
             await db.ping()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
@@ -38,9 +38,9 @@ class Thing(Base):
     parent: Mapped[int | None] = mapped_column(ForeignKey("things.id"))
     token: Mapped[UUID | None]
     at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    extra: Mapped[Any] = mapped_column(Json, default=None)
+    extra: Mapped[Any] = mapped_column(Json, nullable=True)
     version: Mapped[int] = mapped_column(default=1)
-    __mapper_args__ = {"version_id_col": version}
+    __mapper_args__: ClassVar = {"version_id_col": version}
 
 
 @pytest.fixture
@@ -119,7 +119,6 @@ async def test_a_deferred_constraint_that_fails_at_commit_is_translated(postgres
     ("statement", "kind"),
     [
         ("SELECT 1 / 0", ValidationError),
-        ("SELECT 'x'::text || chr(0)", ValidationError),
         ("SELECT cast('x' AS integer)", ValidationError),
         ("DO 'BEGIN RAISE SQLSTATE ''40001''; END'", ConflictError),
         ("DO 'BEGIN RAISE SQLSTATE ''40P01''; END'", ConflictError),

@@ -100,17 +100,30 @@ async def test_a_cancelled_worker_hands_its_jobs_back(queue: InMemoryJobQueue) -
     assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
 
 
-async def test_jobs_that_arrive_with_the_stop_are_handed_back_without_having_run() -> None:
-    queue, gate = SlowToClaim(), Gate()
-    gate.open.set()
-    job_id = await gate.task.options(on=queue).enqueue()
-    one = Worker(queue, [gate.task])
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("steps", range(-6, 7))
+async def test_jobs_that_arrive_with_the_stop_are_handed_back_without_having_run(at_once: bool, steps: int) -> None:
+    queue, runs = SlowToClaim(), []
+
+    @task
+    async def run() -> None:
+        runs.append(1)
+        await asyncio.Event().wait()
+
+    job_id = await run.options(on=queue).enqueue()
+    one = Worker(queue, [run], drain_seconds=0.05)
     running = asyncio.create_task(one.run())
     await queue.claimed.wait()
-    one.stop()
-    queue.answer.set()
+    first, second = (lambda: one.stop(at_once=at_once), queue.answer.set)[:: 1 if steps >= 0 else -1]
+    first()
+    for _ in range(abs(steps)):  # of the event loop: every way in which the two can meet
+        await asyncio.sleep(0)
+    second()
     await running
-    assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+    job = await queue.get(job_id)
+    assert job is not None
+    assert (job.state, job.attempts) == (JobState.READY, 0)
+    assert steps < 0 or runs == []
 
 
 async def test_an_idle_worker_stops_within_a_tenth_of_a_second() -> None:

@@ -78,6 +78,7 @@ async def test_a_heartbeat_renews_what_is_held_and_stops_what_is_lost() -> None:
     kept, lost = [Attempt(job, None) for job in await queue.reserve(worker_id="me", limit=2)]
     for one in (kept, lost):
         one.task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+        one.started = True
     await queue.release(lost.job)
     clock.advance(14)
     await Heartbeat(queue, lambda: [kept, lost], Outage(), 15).beat()

@@ -19,6 +19,7 @@ from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
 from svc_infra.jobs._sql import SqlJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from tests.contracts.conftest import ManualClock
 
 
 async def claim_one(queue: SqlJobQueue, **options: Any) -> Job:
@@ -165,6 +166,24 @@ async def test_a_transaction_that_finishes_a_job_delays_no_other_lease(postgres_
         assert await asyncio.wait_for(queue.heartbeat([first, second]), 5) == {first.id, second.id}
         assert await asyncio.wait_for(queue.reserve(worker_id="other", limit=2), 5) == []
     assert await queue.heartbeat([first, second]) == {second.id}
+
+
+async def test_a_long_transaction_on_sqlite_costs_no_worker_of_this_process_its_lease(
+    sqlite_db: AsyncDatabase,
+) -> None:
+    clock = ManualClock()
+    queue = SqlJobQueue(sqlite_db, clock=clock)
+    await queue.enqueue("a")
+    job = await claim_one(queue, lease_seconds=15)
+    async with sqlite_db.session() as session:
+        await Outbox().add(session, "effects", {})
+        claiming = asyncio.create_task(queue.reserve(worker_id="other"))
+        await asyncio.sleep(0)
+        beating = asyncio.create_task(queue.heartbeat([job], lease_seconds=15))
+        await asyncio.sleep(0)
+        clock.advance(20)
+    assert await claiming == []
+    assert await beating == {job.id}
 
 
 async def test_a_unique_key_in_an_open_transaction_holds_back_whoever_wants_it_too(postgres_db: AsyncDatabase) -> None:

@@ -339,3 +339,16 @@ async def test_a_task_with_a_session_needs_an_app() -> None:
 
     with pytest.raises(ConfigurationError, match="takes a session"):
         Worker(InMemoryJobQueue(), [write])
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"queues": ()}, {"queues": "mail"}])
+def test_a_worker_that_could_never_work_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="A worker needs"):
+        Worker(InMemoryJobQueue(), [double], **options)
+
+
+async def test_a_worker_serves_only_its_queues(queue: InMemoryJobQueue) -> None:
+    mail, other = [await double.options(on=queue, queue=name).enqueue(number=1) for name in ("mail", "other")]
+    async with working(queue, double, queues=["mail"], concurrency=5000):
+        await until_state(queue, mail)
+    assert (await until_state(queue, other, JobState.READY)).attempts == 0

@@ -1,13 +1,3 @@
-from __future__ import annotations
+from tests.obs.log_capture import _logging_as_before
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.obs.log_capture import kept_logging
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    with kept_logging():
-        yield
+__all__ = ["_logging_as_before"]

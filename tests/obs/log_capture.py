@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
+import pytest
+
 from svc_infra.obs.logging import setup_logging
 
 
@@ -45,6 +47,12 @@ def kept_logging() -> Iterator[logging.Logger]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    with kept_logging():
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -99,7 +100,8 @@ async def test_logging_is_set_up_unless_it_was_before_and_taken_back_from_uvicor
         assert not logging.getLogger("uvicorn.access").hasHandlers()
 
 
-async def test_requests_are_counted_and_timed_by_route_template() -> None:
+async def test_requests_are_counted_and_timed_by_route_template(tmp_path: Path) -> None:
+    (tmp_path / "logo.svg").touch()
     app = edged(FastAPI())
     add_observability(app)
     outer, inner = APIRouter(), APIRouter(prefix="/users")
@@ -111,11 +113,11 @@ async def test_requests_are_counted_and_timed_by_route_template() -> None:
     outer.include_router(inner, prefix="/v1")
     app.include_router(outer)  # type: ignore[attr-defined]
     app.add_route("/plain/{name}", hello)
-    app.mount("/files/{tenant}", StaticFiles(directory="."))
+    app.mount("/files/{tenant}", StaticFiles(directory=tmp_path))
     app.mount(
         "/sub/{tenant}", Starlette(routes=[Route("/x/{y}", hello), Mount("/deep", routes=[Route("/{z}", hello)])])
     )
-    paths = ["/v1/users/1", "/v1/users/2", "/v1/users/nobody", "/plain/a", "/files/acme/README.md", "/sub/acme/x/1"]
+    paths = ["/v1/users/1", "/v1/users/2", "/v1/users/nobody", "/plain/a", "/files/acme/logo.svg", "/sub/acme/x/1"]
     paths += ["/sub/acme/deep/1", "/sub/acme/nothing", "/nothing", "/nothing/else"]
     for path in paths:
         await call(app, "GET", path)

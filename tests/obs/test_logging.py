@@ -209,9 +209,10 @@ def test_uvicorns_own_handlers_and_its_access_log_are_switched_off() -> None:
     with captured() as output:
         uvicorn.Config(app="none:app")  # brings its handlers, as `uvicorn.run` does after the app was made
         assert logging.getLogger("uvicorn").handlers
+        access = logging.getLogger("uvicorn.access")
+        access.propagate = True
         adopt_libraries()
         logging.getLogger("uvicorn.error").info("Uvicorn running")
-        access = logging.getLogger("uvicorn.access")
         access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1", "GET", "/", "1.1", 200)
         assert not access.hasHandlers()  # by which uvicorn decides whether to write at all
     assert [line["message"] for line in output.lines] == ["Uvicorn running"]
@@ -298,3 +299,4 @@ def test_a_handler_that_cannot_write_fails_nobody(
     assert "Logging error" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", None)
     handler.emit(record)
+    handler.write_request("GET / 200", REQUEST)

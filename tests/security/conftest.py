@@ -132,11 +132,14 @@ class Client:
         return await self.http.post("/auth/refresh", json={"refresh_token": self.tokens["refresh_token"]})
 
 
-def service(db: AsyncDatabase, clock: FakeClock, *, env: str = "test", **sections: Any) -> FastAPI:
+def service(db: AsyncDatabase | str, clock: FakeClock, *, env: str = "test", **sections: Any) -> FastAPI:
     """An app with a database and accounts, not yet started."""
     settings = Settings(app={"env": env}, auth={"hash_concurrency": 2, **sections.pop("auth", {})}, **sections)
     app = create_app(settings=settings)
-    add_db(app, database=db)
+    if isinstance(db, str):
+        add_db(app, url=db)
+    else:
+        add_db(app, database=db)
     add_auth_users(app, roles={"reader": ["report.read"], "operator": ["tenant.any"]})
     wiring_of(app).provide(Clock, clock)
     return app

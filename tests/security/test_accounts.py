@@ -66,11 +66,11 @@ async def test_one_address_has_one_account_however_it_is_written(world: World) -
             assert await session.scalar(select(func.count()).select_from(User)) == 1  # it can still be used
 
 
-@pytest.mark.parametrize("password", ["short", "x" * 129, "ana@example.com", "x" * 10**6])
-async def test_an_unacceptable_password_makes_no_account(password: str, world: World) -> None:
-    async with world.db.session() as session:
-        with pytest.raises(ValidationError):
-            await world.accounts.register(session, email="ana@example.com", password=password)
+async def test_an_unacceptable_password_makes_no_account(world: World) -> None:
+    for password in ("short", "x" * 129, "ana@example.com", "x" * 10**6, "\ud800" * 8):
+        async with world.db.session() as session:
+            with pytest.raises(ValidationError):
+                await world.accounts.register(session, email="ana@example.com", password=password)
     assert (await state(world))["users"] == []
 
 

@@ -31,6 +31,15 @@ async def client(db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Client]:
         yield client
 
 
+@pytest.fixture
+async def sqlite_client(sqlite_db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Client]:
+    """For what does not depend on the engine."""
+    app = service(sqlite_db, clock)
+    add_routes(app)
+    async with running(app, clock) as client:
+        yield client
+
+
 def add_routes(app: FastAPI) -> None:
     @app.get("/whoami")
     async def whoami(user: OptionalIdentity) -> dict[str, str]:
@@ -138,47 +147,47 @@ WRONG_CREDENTIALS = {
 }
 
 
-async def test_a_credential_of_another_form_is_refused_even_where_none_is_needed(client: Client) -> None:
+async def test_a_credential_of_another_form_is_refused_even_where_none_is_needed(sqlite_client: Client) -> None:
     for credential in WRONG_CREDENTIALS.values():
         for path in ("/whoami", "/auth/me"):
-            refusal = await client.http.get(path, headers={"Authorization": credential})
+            refusal = await sqlite_client.http.get(path, headers={"Authorization": credential})
             assert_problem(refusal, 401, "invalid_token")
             assert refusal.headers["www-authenticate"] == "Bearer"
-    await client.register()
-    ana = await client.log_in()
+    await sqlite_client.register()
+    ana = await sqlite_client.log_in()
     twice = [("Authorization", ana.bearer["Authorization"])] * 2
-    assert_problem(await client.http.get("/whoami", headers=twice), 401, "invalid_token")
+    assert_problem(await sqlite_client.http.get("/whoami", headers=twice), 401, "invalid_token")
 
 
-async def test_without_a_credential_a_request_is_anonymous(client: Client) -> None:
-    assert (await client.http.get("/whoami")).json() == {"id": "", "context": ""}
+async def test_without_a_credential_a_request_is_anonymous(sqlite_client: Client) -> None:
+    assert (await sqlite_client.http.get("/whoami")).json() == {"id": "", "context": ""}
     for path in ("/auth/me", "/user", "/admin", "/report"):
-        assert_problem(await client.http.get(path), 401, "unauthorized")
+        assert_problem(await sqlite_client.http.get(path), 401, "unauthorized")
 
 
-async def test_the_scheme_is_written_in_any_case(client: Client) -> None:
-    await client.register()
-    token = (await client.log_in()).tokens["access_token"]
-    assert (await client.http.get("/auth/me", headers={"Authorization": f"bEaReR {token}"})).status_code == 200
+async def test_the_scheme_is_written_in_any_case(sqlite_client: Client) -> None:
+    await sqlite_client.register()
+    token = (await sqlite_client.log_in()).tokens["access_token"]
+    assert (await sqlite_client.http.get("/auth/me", headers={"Authorization": f"bEaReR {token}"})).status_code == 200
 
 
-async def test_a_forged_token_is_refused(client: Client) -> None:
-    user_id = await client.register()
-    ana = await client.log_in()
+async def test_a_forged_token_is_refused(sqlite_client: Client) -> None:
+    user_id = await sqlite_client.register()
+    ana = await sqlite_client.log_in()
     head, body, signature = ana.tokens["access_token"].split(".")
-    secret = wiring_of(client.app).settings.secrets.require("AUTH_SECRET")
+    secret = wiring_of(sqlite_client.app).settings.secrets.require("AUTH_SECRET")
     real_key = KeyRing(secret).derived("access-token")[0]
     genuine = {"iss": "svc-infra", "aud": "svc-infra", "sub": str(user_id)}
     forged = {
         "cut": f"{head}.{body}.{signature[:-1]}",
         "unsigned": f"{head}.{body}.",
-        "alg none": forge({"alg": "none", "typ": "at+jwt"}, claims_at(client.clock, **genuine)),
-        "another key": forge(head, claims_at(client.clock, **genuine), key=b"k" * 32),
-        "another audience": forge(head, claims_at(client.clock, **{**genuine, "aud": "x"}), key=real_key),
-        "a login that is not": forge(head, claims_at(client.clock, **genuine), key=real_key),
+        "alg none": forge({"alg": "none", "typ": "at+jwt"}, claims_at(sqlite_client.clock, **genuine)),
+        "another key": forge(head, claims_at(sqlite_client.clock, **genuine), key=b"k" * 32),
+        "another audience": forge(head, claims_at(sqlite_client.clock, **{**genuine, "aud": "x"}), key=real_key),
+        "a login that is not": forge(head, claims_at(sqlite_client.clock, **genuine), key=real_key),
     }
     for token in forged.values():
-        refusal = await client.http.get("/auth/me", headers={"Authorization": f"Bearer {token}"})
+        refusal = await sqlite_client.http.get("/auth/me", headers={"Authorization": f"Bearer {token}"})
         assert_problem(refusal, 401, "invalid_token")
 
 
@@ -250,9 +259,11 @@ async def test_ten_registrations_of_one_address_at_once_make_one_account(client:
     assert (await counted(db))[0] == 1
 
 
-async def test_roles_and_permissions_open_what_they_should_and_nothing_else(client: Client, db: AsyncDatabase) -> None:
-    await client.register()
-    ana = await client.log_in()
+async def test_roles_and_permissions_open_what_they_should_and_nothing_else(
+    sqlite_client: Client, sqlite_db: AsyncDatabase
+) -> None:
+    await sqlite_client.register()
+    ana = await sqlite_client.log_in()
     opened = {
         (): ["/user"],
         ("admin",): ["/user", "/admin"],
@@ -262,7 +273,7 @@ async def test_roles_and_permissions_open_what_they_should_and_nothing_else(clie
         ("unknown",): ["/user"],
     }
     for roles, welcome in opened.items():
-        await give_roles(db, "ana@example.com", *roles)
+        await give_roles(sqlite_db, "ana@example.com", *roles)
         for path in ("/user", "/admin", "/both-roles", "/report", "/audit"):
             answer = await ana.get(path)
             if path in welcome:
@@ -293,8 +304,10 @@ def test_a_guard_that_requires_nothing_or_nothing_that_exists_is_refused(guard: 
         guard()
 
 
-async def test_a_plain_request_is_served_while_logins_are_being_verified(db: AsyncDatabase, clock: FakeClock) -> None:
-    app = service(db, clock, auth={"hash_concurrency": 1})
+async def test_a_plain_request_is_served_while_logins_are_being_verified(
+    sqlite_db: AsyncDatabase, clock: FakeClock
+) -> None:
+    app = service(sqlite_db, clock, auth={"hash_concurrency": 1})
     add_routes(app)
     async with running(app, clock) as client:
         await client.register()
@@ -309,8 +322,8 @@ async def test_a_plain_request_is_served_while_logins_are_being_verified(db: Asy
         assert {login.result().status_code for login in logins} == {401}
 
 
-async def test_logins_that_do_not_fit_get_429_and_when_to_come_back(db: AsyncDatabase, clock: FakeClock) -> None:
-    app = service(db, clock, auth={"hash_concurrency": 1})
+async def test_logins_that_do_not_fit_get_429_and_when_to_come_back(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:
+    app = service(sqlite_db, clock, auth={"hash_concurrency": 1})
     async with running(app, clock) as client:
         await client.register()
         right = {"email": "ana@example.com", "password": PASSWORD}
@@ -323,7 +336,7 @@ async def test_logins_that_do_not_fit_get_429_and_when_to_come_back(db: AsyncDat
 
 
 def test_a_websocket_is_opened_with_a_token_and_refused_without(clock: FakeClock, sqlite_url: str) -> None:
-    app = service(AsyncDatabase(sqlite_url), clock)
+    app = service(sqlite_url, clock)
     add_routes(app)
     with TestClient(app) as client:
         client.post("/auth/register", json=GOOD)
@@ -336,7 +349,7 @@ def test_a_websocket_is_opened_with_a_token_and_refused_without(clock: FakeClock
 
 
 def test_openapi_tells_how_to_authenticate(clock: FakeClock) -> None:
-    app = service(AsyncDatabase("sqlite://"), clock)
+    app = service("sqlite://", clock)
     schema = app.openapi()
     assert schema["components"]["securitySchemes"] == {
         "Bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}

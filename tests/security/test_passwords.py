@@ -67,7 +67,7 @@ async def test_what_does_not_fit_in_the_pool_is_refused_at_once() -> None:
     await asyncio.sleep(0)
     with pytest.raises(RateLimitedError) as refusal:
         await hasher.hash(PASSWORD)
-    assert refusal.value.headers["Retry-After"] == "2"
+    assert int(refusal.value.headers["Retry-After"]) >= 1
     open_gate.set()
     await asyncio.gather(blocked, *waiting)
     assert await hasher.hash(PASSWORD)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from starlette.types import ASGIApp, Lifespan
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from svc_infra.app.mounts import adopt_mounts
 from svc_infra.app.problems import add_problems
 from svc_infra.app.routers import include_package, router
 from svc_infra.config import Environment, Settings
-from svc_infra.errors import ConfigurationError
+from svc_infra.errors import ConfigurationError, SvcInfraError
 from svc_infra.middleware._edge import EdgeMiddleware
 from svc_infra.obs.add import add_observability
 from svc_infra.openapi.add import add_openapi
@@ -32,6 +33,20 @@ class Service(FastAPI):
         """
         adopt_mounts(self)
         return EdgeMiddleware(super().build_middleware_stack(), wiring=wiring_of(self))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; a start that fails for a reason that the library knows is one sentence in the server's log."""
+        await super().__call__(scope, receive, _plainly(send) if scope["type"] == "lifespan" else send)
+
+
+def _plainly(send: Send) -> Send:
+    async def tell(message: Message) -> None:
+        error = sys.exc_info()[1]  # Starlette tells of a failure while it handles it, with a traceback for a message
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, SvcInfraError):
+            message = {**message, "message": error.detail}
+        await send(message)
+
+    return tell
 
 
 def create_app(

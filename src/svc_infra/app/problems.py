@@ -74,8 +74,9 @@ def _problem(error: Exception) -> SvcInfraError:
 
 def _unacceptable(error: RequestValidationError) -> SvcInfraError:
     errors = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        return BadRequestError(f"The body is not valid JSON: it breaks at character {errors[0]['loc'][-1] + 1}.")
+    match errors[0]:
+        case {"type": "json_invalid", "loc": ("body", int(position))} if isinstance(error.body, str):
+            return BadRequestError(f"The body is not valid JSON: it breaks at character {position + 1}.")
     if isinstance(error.body, bytes) and any(_wants_json(wrong) for wrong in errors):
         return as_problem(HTTPException(415, "Send the body as JSON, with the header Content-Type: application/json."))
     document = error.body if isinstance(error.body, dict | list) else None
@@ -86,7 +87,8 @@ def _unacceptable(error: RequestValidationError) -> SvcInfraError:
 
 def _wants_json(error: Mapping[str, Any]) -> bool:
     """Whether a body that was not read as JSON is refused for having no members."""
-    return error["loc"][0] == "body" and (error["type"] == "missing" or error["type"].endswith("_type"))
+    kind = str(error["type"])
+    return error["loc"][0] == "body" and (kind == "missing" or kind.endswith("_type"))
 
 
 async def _tell_invalid_response(_: HTTPConnection, error: ResponseValidationError) -> Never:

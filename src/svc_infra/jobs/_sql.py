@@ -32,11 +32,12 @@ _c = svc_jobs.c
 
 
 class SqlJobQueue(CheckedQueue):
-    """Keeps jobs in SQLite or PostgreSQL: what was committed is lost only with the database itself.
+    """Keeps jobs in SQLite (3.35 or newer) or PostgreSQL (13 or newer): only with the database is a committed job lost.
 
     `enqueue(session=)` and `ack(session=)` write in the caller's unit of work, which must be of the same database.
     Workers of this process start a job as soon as its transaction has committed; those of other processes find it
-    when their `wait` ends.
+    when their `wait` ends. On SQLite, whose one writer everybody waits for, a transaction that lasts as long as a lease
+    makes the workers of other processes look dead.
 
     Args:
         db: The database; `migrate.upgrade` has made its tables.
@@ -59,6 +60,7 @@ class SqlJobQueue(CheckedQueue):
         self._postgresql = db.dialect == "postgresql"
         self._sql = JobStatements(postgresql=self._postgresql)
         self._wakeup = Wakeup()
+        self._beats: builtins.list[dict[str, Any]] = []  # heartbeats that wait for a connection
 
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`."""
@@ -123,10 +125,10 @@ class SqlJobQueue(CheckedQueue):
         }
         for _ in range(3):  # the job that holds the key may be purged between the two statements
             if await self._run(self._sql.insert, session, **values):
-                if session is None:
-                    self._wakeup.notify()
-                else:
+                if session is not None:
                     after_commit(session, self._wakeup.notify)
+                elif not job.delay_seconds:
+                    self._wakeup.notify()
                 return job.id
             if rows := await self._run(self._sql.holder, session, job_id=job.id, held_key=job.unique_key):
                 return str(rows[0].id)
@@ -137,13 +139,26 @@ class SqlJobQueue(CheckedQueue):
     ) -> builtins.list[Job]:
         names = {f"queue_{number}": name for number, name in enumerate(queues)}
         terms = {"take": limit, "claimant": worker_id, "end": timedelta(seconds=lease_seconds)}
-        rows = await self._run(self._sql.claim(len(queues)), **names, **terms)
+        claim = self._sql.claim(len(queues))
+        if self._postgresql:
+            rows = await self._run(claim, **names, **terms)
+        else:
+            async with self._db.session() as session:
+                await session.connection()  # the only writer is ours, perhaps after a wait longer than a lease
+                for beat in tuple(self._beats):
+                    await self._run(self._sql.renew, session, **beat)
+                rows = await self._run(claim, session, **names, **terms)
         jobs = [_job(row) for row in rows if row.token is not None]
         return sorted(jobs, key=lambda job: (-job.priority, job.available_at, job.id))
 
     async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> set[str]:
-        attempts = {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
-        rows = await self._run(self._sql.renew, end=timedelta(seconds=lease_seconds), **attempts)
+        beat: dict[str, Any] = {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
+        beat["end"] = timedelta(seconds=lease_seconds)
+        self._beats.append(beat)
+        try:
+            rows = await self._run(self._sql.renew, **beat)
+        finally:
+            self._beats.remove(beat)
         return {row.id for row in rows}
 
     async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
@@ -152,13 +167,15 @@ class SqlJobQueue(CheckedQueue):
     async def _fail(self, job: Job, error: str, delay_seconds: float, dead: bool) -> JobState | None:
         delay = {"delayed": delay_seconds > 0, "due": timedelta(seconds=delay_seconds)}
         rows = await self._run(self._sql.fail, **_attempt(job), **delay, error=error, dead=dead)
-        self._wakeup.notify()
+        if not delay_seconds:
+            self._wakeup.notify()
         return _state(rows[0].state) if rows else None
 
     async def _release(self, job: Job, delay_seconds: float) -> bool:
         delay = {"delayed": delay_seconds > 0, "due": timedelta(seconds=delay_seconds)}
         rows = await self._run(self._sql.release, **_attempt(job), **delay)
-        self._wakeup.notify()
+        if not delay_seconds:
+            self._wakeup.notify()
         return bool(rows)
 
     async def _progress(self, job: Job, done: int, total: int) -> bool:

@@ -61,6 +61,7 @@ class Job:
         timeout_seconds: Longest run of one attempt; None for the worker's default.
         token: The fencing token of the attempt that holds it; new with each claim, None when nobody holds it. Also
             a good idempotency key for calls to other services.
+        worker_id: Who holds it, or held it last.
         lease_expires_at: When another worker may take it, unless the lease is renewed.
         unique_key: While a job with this key is kept, enqueueing the key again gives that job.
         context: Tenant, request id, trace and principal of whoever enqueued it.

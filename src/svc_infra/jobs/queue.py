@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 RESERVE_LIMIT_JOBS = 1000
+"""How many jobs one `reserve` claims at most, whatever it is asked for."""
 QUEUES_LIMIT = 100
+"""How many queues one `reserve` can name."""
 SWEEP_LIMIT_JOBS = 100
 """How many jobs whose lease ended, and how many whose delay did, one `reserve` looks at beside those that are ready."""
 
@@ -242,7 +244,7 @@ class CheckedQueue(ABC):
         names = [] if isinstance(queues, str) else list(dict.fromkeys(check_name("queue", name) for name in queues))
         if not 0 < len(names) <= QUEUES_LIMIT:
             raise ValidationError(f"A worker serves 1 to {QUEUES_LIMIT} queues: give a list of names.")
-        check_number("reserve limit", limit, 1, RESERVE_LIMIT_JOBS)
+        limit = min(check_number("reserve limit", limit, 1, 2**31), RESERVE_LIMIT_JOBS)
         _check_lease(lease_seconds)
         jobs = await self._claim(check_name("worker id", worker_id), names, limit, lease_seconds)
         damaged = [job for job in jobs if UNREADABLE in job.payload or UNREADABLE in job.context]

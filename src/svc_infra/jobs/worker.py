@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -18,12 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ConfigurationError, DeadlineExceededError, StaleAttemptError
 from svc_infra.jobs.job import Job, JobState
-from svc_infra.jobs.queue import JobQueue, JobStore
+from svc_infra.jobs.queue import RESERVE_LIMIT_JOBS, JobQueue, JobStore
 from svc_infra.jobs.retry import Cancel, Outage, verdict
 from svc_infra.jobs.task import JobContext, Task, by_name, start_thread, storable
 from svc_infra.obs.context import restored
 from svc_infra.obs.metrics import metrics
-from svc_infra.types import new_id
 from svc_infra.wiring import Wiring
 
 PROGRESS_INTERVAL_SECONDS = 0.5  # between two writes of one job's progress
@@ -53,6 +53,7 @@ class Attempt:
         self.context = JobContext(job, wiring)
         self.thread: asyncio.Future[tuple[bool, Any]] | None = None
         self.stopped: Stop | None = None
+        self.started = False  # until then there is no handler to stop, and the job can be handed back as it is
         self.finishing = False  # the handler has ended; what is left is to tell the queue
         self.written: tuple[int, int] | None = None  # the progress that the queue knows
 
@@ -62,8 +63,8 @@ class Attempt:
         return self.thread is not None and not self.thread.done()
 
     def stop(self, why: Stop) -> None:
-        """Tell the handler to end, unless it already has."""
-        if self.stopped is None and not self.finishing:
+        """Tell the handler to end, while it runs."""
+        if self.started and self.stopped is None and not self.finishing:
             self.stopped = why
             self.context.cancelled = True
             self.task.cancel()
@@ -125,7 +126,7 @@ class Worker:
         worker_id: Shown with the jobs that it holds; made up when left out.
 
     Raises:
-        ConfigurationError: Two tasks have one name, or a task cannot be run.
+        ConfigurationError: Two tasks have one name, a task cannot be run, or there is no queue or no concurrency.
     """
 
     def __init__(
@@ -142,6 +143,8 @@ class Worker:
         default_timeout_seconds: float | None = None,
         worker_id: str | None = None,
     ) -> None:
+        if concurrency < 1 or not queues or isinstance(queues, str):
+            raise ConfigurationError("A worker needs a list of queues and a concurrency of at least 1.")
         self._queue = queue
         self._tasks = by_name(tasks)
         if wiring is None and (needy := [one.name for one in self._tasks.values() if one.arguments.session]):
@@ -153,7 +156,7 @@ class Worker:
         self._poll_interval_seconds = poll_interval_seconds
         self._drain_seconds = drain_seconds
         self._default_timeout_seconds = default_timeout_seconds
-        self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{new_id().hex[-8:]}"
+        self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts: set[Attempt] = set()
         self._unknown: set[str] = set()
         self._outage = Outage()
@@ -178,29 +181,26 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`, then drain; being cancelled is the same as `stop(at_once=True)`."""
         with self._wiring.active() if self._wiring else nullcontext():  # for every task that is started in here
-            await self._work()
-
-    async def _work(self) -> None:
-        heartbeat = Heartbeat(self._queue, self._held, self._outage, self._lease_seconds)
-        claims = asyncio.create_task(self._claim())
-        others = [asyncio.create_task(one) for one in (heartbeat.run(), self._report(), self._stopping.wait())]
-        _log.info("jobs.worker_started", extra={"worker_id": self.worker_id, "queues": self._queues})
-        try:
-            await asyncio.wait({claims, others[-1]}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self.stop(at_once=True)
-            raise
-        finally:
-            await self._drain(claims)
-            for other in others:
-                other.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            _log.info("jobs.worker_stopped", extra={"worker_id": self.worker_id, "left": len(self._attempts)})
+            heartbeat = Heartbeat(self._queue, self._held, self._outage, self._lease_seconds)
+            claims = asyncio.create_task(self._claim())
+            others = [asyncio.create_task(one) for one in (heartbeat.run(), self._report(), self._stopping.wait())]
+            _log.info("jobs.worker_started", extra={"worker_id": self.worker_id, "queues": self._queues})
+            try:
+                await asyncio.wait({claims, others[-1]}, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                self._at_once.set()
+                raise
+            finally:
+                self.stop()
+                await self._drain(claims)
+                for other in others:
+                    other.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+                _log.info("jobs.worker_stopped", extra={"worker_id": self.worker_id, "left": len(self._attempts)})
 
     async def _claim(self) -> None:
         while not self._stopping.is_set():
-            free = self._concurrency - len(self._attempts)
-            if free <= 0:
+            if (free := min(self._concurrency - len(self._attempts), RESERVE_LIMIT_JOBS)) <= 0:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
@@ -284,14 +284,14 @@ class Worker:
         timer = None
         if (timeout_seconds := attempt.job.timeout_seconds or self._default_timeout_seconds) is not None:
             timer = asyncio.get_running_loop().call_later(timeout_seconds, attempt.stop, Stop.DEADLINE)
+        attempt.started = True
         try:
             await self._perform(attempt, task)
-        except GeneratorExit:
-            raise
         except BaseException as error:  # whatever a handler raises, SystemExit included, is only its own failure
-            if attempt.finishing and isinstance(error, StaleAttemptError | asyncio.CancelledError):
+            cancelled = isinstance(error, asyncio.CancelledError)
+            if attempt.finishing and (cancelled or isinstance(error, StaleAttemptError)):
                 raise
-            if attempt.stopped is None and isinstance(error, asyncio.CancelledError) and attempt.task.cancelling():
+            if isinstance(error, GeneratorExit) or (cancelled and not attempt.stopped and attempt.task.cancelling()):
                 raise
             return await self._not_succeeded(attempt, task, error)
         finally:
@@ -370,8 +370,7 @@ class Worker:
                     self._outage.failed(error)
 
     async def _write_progress(self, attempt: Attempt) -> None:
-        reported = attempt.context.reported
-        if reported is not None and reported != attempt.written:
+        if (reported := attempt.context.reported) is not None and reported != attempt.written:
             await self._queue.progress(attempt.job, done=reported[0], total=reported[1])
             attempt.written = reported
 

@@ -99,7 +99,7 @@ def render(
         "title": title,
         "status": error.status,
         "detail": detail,
-        "instance": quote(instance[:MAX_INSTANCE_CHARS], safe="/%:@!$&'()*+,;=~"),
+        "instance": quote(instance[:MAX_INSTANCE_CHARS], safe="/%:@!$&'()*+,;=~", errors="replace"),
         "code": code,
     }
     if errors:

@@ -110,9 +110,14 @@ class LineHandler(logging.Handler):
             fields = {**extra, **getattr(record, _FIELDS, {})}
             if record.name == _requests.name and fields.get("path") in self.drop_paths:
                 return
-            line = _start(datetime.fromtimestamp(record.created, UTC), record.levelname, record.name, record.process)
-            line["message"] = shown(record.getMessage())
-            line.update(current().known())
+            line: dict[str, Any] = {
+                "time": datetime.fromtimestamp(record.created, UTC),
+                "level": record.levelname,
+                "logger": record.name,
+                "pid": record.process,
+                "message": shown(record.getMessage()),
+                **current().known(),
+            }
             error = record.exc_info[1] if record.exc_info else None
             if error is None:
                 error = fields.pop("error", None)
@@ -128,13 +133,20 @@ class LineHandler(logging.Handler):
         """Write an access line of values that are known to be short, printable and no secrets."""
         if fields["path"] in self.drop_paths:
             return
-        line = _start(datetime.now(UTC), "INFO", _requests.name, os.getpid())
-        line["message"] = message
-        line.update(current().known())
-        line.update(fields)
+        line = {
+            "time": datetime.now(UTC),
+            "level": "INFO",
+            "logger": _requests.name,
+            "pid": os.getpid(),
+            "message": message,
+            **current().known(),
+            **fields,
+        }
         self.acquire()
         try:
             self._put(line)
+        except Exception:  # noqa: BLE001 - as in `emit`: no request fails because its line cannot be written
+            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": message}))
         finally:
             self.release()
 
@@ -225,10 +237,6 @@ def is_set_up() -> bool:
 
 def _installed() -> list[LineHandler]:
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, LineHandler)]
-
-
-def _start(time: datetime, level: str, name: str, pid: int | None) -> dict[str, Any]:
-    return {"time": time, "level": level, "logger": name, "pid": pid, "message": ""}
 
 
 def _free(name: str, line: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ class Endpoints:
         found = select(WebhookEndpoint).where(WebhookEndpoint.tenant_id == tenant_id).order_by(WebhookEndpoint.id)
         return list(await session.scalars(found))
 
-    async def subscribed(self, session: AsyncSession, tenant_id: str, topic: str) -> list[WebhookEndpoint]:
+    async def subscribed(self, session: AsyncSession, tenant_id: str, topic: str) -> Sequence[WebhookEndpoint]:
         """The tenant's enabled endpoints that asked for this topic."""
         return [one for one in await self.list(session, tenant_id) if one.enabled and matches(one.topics, topic)]
 

@@ -11,7 +11,7 @@ revision = "0003_jobs"
 down_revision = "0002_security"
 
 _IDENTIFIER = sa.String(200).with_variant(sa.String(200, collation="C"), "postgresql")
-_INDEXES = {
+_INDEXES: dict[str, tuple[list[str | sa.TextClause], str]] = {
     "ix_svc_jobs_ready": (["queue", sa.text("priority DESC"), "available_at", "id"], "state = 'ready'"),
     "ix_svc_jobs_scheduled": (["queue", "available_at"], "state = 'scheduled'"),
     "ix_svc_jobs_running": (["lease_expires_at"], "state = 'running'"),

@@ -36,6 +36,17 @@ def upgrade() -> None:
         sa.Column("created_at", UtcDateTime, nullable=False),
         sa.UniqueConstraint("tenant_id", "key"),
     )
+    _deliveries()
+    _attempts()
+
+
+def downgrade() -> None:
+    """Drop them."""
+    for table in ("svc_webhook_attempts", "svc_webhook_deliveries", "svc_webhook_events", "svc_webhook_endpoints"):
+        op.drop_table(table)
+
+
+def _deliveries() -> None:
     op.create_table(
         "svc_webhook_deliveries",
         sa.Column("id", sa.Uuid, primary_key=True),
@@ -59,6 +70,9 @@ def upgrade() -> None:
     op.create_index(
         "ix_svc_webhook_deliveries_tenant_state", "svc_webhook_deliveries", ["tenant_id", "state", "created_at"]
     )
+
+
+def _attempts() -> None:
     op.create_table(
         "svc_webhook_attempts",
         sa.Column("id", sa.Uuid, primary_key=True),
@@ -74,9 +88,3 @@ def upgrade() -> None:
         sa.Column("status", sa.Integer),
         sa.Column("error", sa.String(500)),
     )
-
-
-def downgrade() -> None:
-    """Drop them."""
-    for table in ("svc_webhook_attempts", "svc_webhook_deliveries", "svc_webhook_events", "svc_webhook_endpoints"):
-        op.drop_table(table)

@@ -149,24 +149,24 @@ async def _alembic_free() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _exclusive(db: AsyncDatabase) -> AsyncIterator[AsyncConnection]:
-    """A transaction that only one migrator of this database can be in."""
+    """A transaction that only one migrator of this database can be in; Alembic finds it begun and leaves it alone."""
     try:
         async with db.engine.connect() as connection:
             if db.dialect == "postgresql":
-                await _lock_postgres(connection)
-                yield connection
-                await connection.commit()
-            else:
-                raw: Any = (await connection.get_raw_connection()).driver_connection
-                try:
-                    # Alembic changes a table by rebuilding it, and dropping the old one would delete what refers to it.
-                    # Neither can be set in a transaction; the engine begins one that locks (BEGIN IMMEDIATE).
-                    await raw.execute("PRAGMA foreign_keys=OFF")
-                    await raw.execute(f"PRAGMA busy_timeout={int(LOCK_WAIT_SECONDS * 1000)}")
+                async with connection.begin():
+                    await _lock_postgres(connection)
                     yield connection
-                    await connection.commit()
-                finally:
-                    await connection.invalidate()  # no one else may get a connection that checks no foreign keys
+                return
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            try:
+                # Neither can be set in a transaction. Alembic changes a table by rebuilding it, and with foreign keys
+                # on, dropping the old one would delete what refers to it.
+                await raw.execute("PRAGMA foreign_keys=OFF")
+                await raw.execute(f"PRAGMA busy_timeout={int(LOCK_WAIT_SECONDS * 1000)}")
+                async with connection.begin():  # BEGIN IMMEDIATE: the write lock
+                    yield connection
+            finally:
+                await connection.invalidate()  # no one else may get a connection that checks no foreign keys
     except SQLAlchemyError as error:
         raise translated(error) from error
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, Mapper
 
 from svc_infra.errors import ConfigurationError, NotFoundError, ValidationError
 
@@ -34,7 +34,7 @@ class SqlRepository(Generic[M]):
 
     def __init__(self, model: type[M], *, id_attr: str = "id") -> None:
         mapper = inspect(model, raiseerr=False)
-        if mapper is None or not mapper.is_mapper:
+        if not isinstance(mapper, Mapper):
             raise ConfigurationError(f"{model.__name__} is not a mapped class.")
         self.model = model
         self.id_attr = id_attr

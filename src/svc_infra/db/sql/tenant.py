@@ -91,4 +91,4 @@ class TenantSqlService(Generic[M]):
 
     def _refuse_tenant(self, values: Mapping[str, Any]) -> None:
         if self.tenant_field in values:
-            raise ValidationError(f"{self.tenant_field} cannot be set: rows belong to the tenant of the request.")
+            raise ValidationError(f"{self.tenant_field} cannot be set: a row belongs to the tenant that makes it.")
