@@ -269,3 +269,23 @@ def test_a_mounted_app_shares_the_wiring_unless_it_has_its_own() -> None:
     own = wiring_of(standalone)
     assert not share_wiring(app, standalone)
     assert wiring_of(standalone) is own
+
+
+async def test_a_part_that_uses_the_app_runs_inside_the_apps_own_lifespan() -> None:
+    events: list[str] = []
+
+    def noting(name: str) -> Callable[[], AbstractAsyncContextManager[object]]:
+        @asynccontextmanager
+        async def run() -> AsyncIterator[None]:
+            events.append(f"{name} starts")
+            yield
+            events.append(f"{name} stops")
+
+        return run
+
+    wiring = Wiring(Settings())
+    wiring.add(Part("worker", noting("worker"), uses_app=True))
+    wiring.add(Part("db", noting("db")))
+    async with wiring.running(noting("app")):
+        pass
+    assert events == ["db starts", "app starts", "worker starts", "worker stops", "app stops", "db stops"]

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from svc_infra.db import AsyncDatabase, after_commit, unit_of_work
-from svc_infra.db.errors import UnavailableError
+from svc_infra.errors import UnavailableError
 
 PAIR = "CREATE TABLE pairs (batch integer NOT NULL, half integer NOT NULL, PRIMARY KEY (batch, half))"
 INSERT = text("INSERT INTO pairs VALUES (:batch, :half)")

@@ -78,9 +78,9 @@ async def test_a_page_is_ordered_and_bounded(books: AsyncDatabase) -> None:
         assert [book.title for book in rest] == ["b2", "b4"]
         assert [book.title for book in await REPO.list(session, where=[Book.pages == 1])] == ["b1", "b3"]
         assert await REPO.list(session, limit=0) == []
-        for wrong in ({"limit": 1001}, {"limit": -1}, {"offset": -1}):
+        for limit, offset in [(1001, 0), (-1, 0), (1, -1)]:
             with pytest.raises(ValidationError, match="limit must be"):
-                await REPO.list(session, **wrong)
+                await REPO.list(session, limit=limit, offset=offset)
 
 
 async def test_conditions_hide_rows_from_every_operation(books: AsyncDatabase) -> None:

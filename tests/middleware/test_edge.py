@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from svc_infra.obs.add import add_observability
@@ -210,6 +210,19 @@ async def test_the_access_line_says_what_was_asked_and_answered() -> None:
     assert line["duration_ms"] >= 0
     assert [line["path"] for line in output.lines[1:]] == ["/verify/[redacted]"]
     assert "SECRET" not in output.text
+
+
+async def test_a_route_of_somebody_elses_making_without_a_template_is_logged_as_unmatched() -> None:
+    class Anything(BaseRoute):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            return Match.FULL, {}
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await PlainTextResponse("hello")(scope, receive, send)
+
+    with captured() as output:
+        assert (await call(edged(Starlette(routes=[Anything()])))).status == 200
+    assert output.lines[0]["route"] == "unmatched"
 
 
 async def test_the_wiring_of_the_app_is_current_while_it_answers_starts_and_stops() -> None:

@@ -40,6 +40,14 @@ async def test_what_escapes_from_a_middleware_becomes_a_problem(error: Exception
     assert len(problem["trace_id"]) == 32
 
 
+async def test_a_redirect_that_a_middleware_raises_is_a_redirect() -> None:
+    async def move(scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(307, headers={"Location": "/there"})
+
+    answer = await call(around(move))
+    assert (answer.status, answer.header("location"), answer.body) == (307, "/there", b"")
+
+
 async def test_in_prod_an_unexpected_error_tells_nothing_and_is_logged_once_with_its_stack() -> None:
     async def fail(request: Request) -> Response:
         raise KeyError("SECRET-DETAIL")

@@ -36,6 +36,16 @@ def test_dotted_names_become_prometheus_names() -> None:
     assert value(metrics, "order_create_seconds_count", plan="pro") == 1
 
 
+def test_names_that_prometheus_writes_alike_are_one_metric() -> None:
+    metrics = Metrics()
+    for name in ("orders.created", "orders_created", "orders-created", "orders_created_total"):
+        metrics.increment(name)
+    with metrics.timer("order.create"):
+        metrics.observe("order_create_seconds", 1)
+    assert value(metrics, "orders_created_total") == 4
+    assert value(metrics, "order_create_seconds_count") == 2
+
+
 def test_a_timer_also_times_a_block_that_raises() -> None:
     metrics = Metrics()
     with pytest.raises(KeyError), metrics.timer("order.create"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from sqlalchemy import func, select, update
+from sqlalchemy import Engine, event, func, select, update
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
@@ -266,3 +266,21 @@ async def test_every_history_of_a_family_follows_the_rules(steps: list[tuple[str
                 with pytest.raises(InvalidTokenError):
                     await sessions.refresh(chain[-1 - back])
                 alive = False
+
+
+async def test_a_request_is_authenticated_by_one_read(
+    sqlite_db: AsyncDatabase, clock: FakeClock, keys: KeyRing
+) -> None:
+    sessions = sessions_for(sqlite_db, keys, clock)
+    pair = await log_in(sqlite_db, sessions)
+    statements: list[str] = []
+
+    def executed(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement.split()[0])
+
+    event.listen(Engine, "before_cursor_execute", executed)
+    try:
+        await sessions.principal(pair.access_token)
+    finally:
+        event.remove(Engine, "before_cursor_execute", executed)
+    assert [statement for statement in statements if statement != "BEGIN"] == ["SELECT"]

@@ -55,7 +55,8 @@ def add_db(
 
     relaying = _Relaying(relay, wiring)
     wiring.add(Part("db", connected, check=db.ping))
-    wiring.add(Part("outbox", relaying.run, check=relaying.check, after=("db",)))
+    # It hands messages to the jobs' queue, where there is one: it starts after the queue and stops before it.
+    wiring.add(Part("outbox", relaying.run, check=relaying.check, after=("db", "jobs")))
 
 
 def _from_settings(wiring: Wiring, url: str | None) -> AsyncDatabase:

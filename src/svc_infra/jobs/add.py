@@ -28,9 +28,6 @@ PURGE_LIMIT_BATCHES = 1000  # in one run
 RETENTION_FLOOR_SECONDS = 2 * CATCH_UP_SECONDS  # a finished tick keeps other schedulers from repeating it
 STOP_SECONDS = 15.0  # beyond the drain: for handlers to clean up, and the queue to be told
 
-# Whatever handlers use has started before the first job runs, and stops after the last one has ended.
-_USED_BY_HANDLERS = ("db", "outbox", "jobs", "http", "cache", "storage", "security", "tenancy", "webhooks")
-
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -97,7 +94,7 @@ def add_jobs(
     _relay_outbox(wiring, plan)
     runners = _Runners(wiring, plan)
     wiring.add(Part("jobs", lambda: _queueing(wiring, plan), check=lambda: _answering(wiring), after=("db",)))
-    wiring.add(Part("worker", runners.run, check=runners.check, after=_USED_BY_HANDLERS))
+    wiring.add(Part("worker", runners.run, check=runners.check, after=("jobs",), uses_app=True))
 
 
 def contribute_tasks(app: FastAPI, tasks: Iterable[Task[..., Any]], *, schedules: Iterable[Schedule] = ()) -> None:

@@ -63,7 +63,7 @@ def route_template(scope: Scope, root_path: str) -> str:
         return UNMATCHED
     if included is not None and included.original_route is route:
         route = included
-    template = "/{path}" if isinstance(route, Mount) else str(route.path_format)
+    template = "/{path}" if isinstance(route, Mount) else getattr(route, "path_format", None) or UNMATCHED
     mounted = str(scope.get("root_path", ""))[len(root_path) :]
     return _mount_template(mounted, scope.get("path_params", {}), template) + template if mounted else template
 

@@ -123,7 +123,10 @@ async def respond(
         expose: As for `render`.
         headers: Further ones.
     """
-    status, fields, body = render(as_problem(error), instance=scope["path"], expose=expose, cause=error)
+    if isinstance(error, HTTPException) and error.status_code < 400:  # a redirect, for example, is no problem
+        status, fields, body = error.status_code, encoded((error.headers or {}).items()), b""
+    else:
+        status, fields, body = render(as_problem(error), instance=scope["path"], expose=expose, cause=error)
     kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
     fields += [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": f"{kind}.start", "status": status, "headers": fields})

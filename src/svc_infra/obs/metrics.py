@@ -130,18 +130,22 @@ class Metrics:
             ConfigurationError: As for `increment`.
         """
         exposed = re.sub(r"[.-]", "_", name)
+        if kind is prometheus_client.Counter:
+            exposed = exposed.removesuffix("_total")
         if not _NAME.fullmatch(exposed):
             raise ConfigurationError(f"{name!r} is no metric name: use letters, digits, dots, dashes and underscores.")
         options = {"buckets": _buckets(exposed)} if kind is prometheus_client.Histogram else {}
         with self._lock:
-            if (kind, name) in self._families:
-                return self._families[kind, name]
-            try:
-                metric = kind(exposed, help_text, labels, registry=self.registry, **options)
-            except ValueError as error:
-                raise ConfigurationError(f"{name!r} cannot be a metric here: {error}.") from error
-            family = Family(metric, labels, self._max_series, lambda: self._overflow.labels(exposed).inc())
-            return self._families.setdefault((kind, name), family)
+            family = self._families.get((kind, exposed))
+            if family is None:
+                try:
+                    metric = kind(exposed, help_text, labels, registry=self.registry, **options)
+                except ValueError as error:
+                    raise ConfigurationError(f"{name!r} cannot be a metric here: {error}.") from error
+                family = Family(metric, labels, self._max_series, lambda: self._overflow.labels(exposed).inc())
+                self._families[kind, exposed] = family
+            self._families[kind, name] = family
+            return family
 
     def _family(self, kind: type, name: str, labels: dict[str, object]) -> Family:
         return self._families.get((kind, name)) or self.family(kind, name, tuple(labels), name)

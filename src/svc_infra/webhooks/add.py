@@ -47,7 +47,7 @@ def add_webhooks(
         return
     add_http(app)
     contribute_tasks(app, [fan_out, deliver])
-    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http")))
+    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http", "jobs")))
     app.include_router(webhooks_router(prefix))
 
 

@@ -34,7 +34,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("key", sa.String(200)),
         sa.Column("created_at", UtcDateTime, nullable=False),
-        sa.UniqueConstraint("tenant_id", "key"),
+        sa.UniqueConstraint("tenant_id", "key", name="uq_svc_webhook_events_tenant_id_key"),
     )
     _deliveries()
     _attempts()
@@ -65,7 +65,7 @@ def _deliveries() -> None:
         sa.Column("last_error", sa.String(500)),
         sa.Column("created_at", UtcDateTime, nullable=False),
         sa.Column("delivered_at", UtcDateTime),
-        sa.UniqueConstraint("event_id", "endpoint_id"),
+        sa.UniqueConstraint("event_id", "endpoint_id", name="uq_svc_webhook_deliveries_event_id_endpoint_id"),
     )
     op.create_index(
         "ix_svc_webhook_deliveries_tenant_state", "svc_webhook_deliveries", ["tenant_id", "state", "created_at"]
