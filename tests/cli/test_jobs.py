@@ -77,7 +77,7 @@ def run(*arguments: str) -> str:
     """Run a command that succeeds; what it printed."""
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_list_shows_the_jobs_and_filters_them(environment: str) -> None:

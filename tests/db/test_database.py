@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -249,6 +252,7 @@ async def test_a_disposed_database_can_be_used_again(notes: AsyncDatabase) -> No
         ("postgresql://app:hunter2@nowhere.invalid/shop", UnavailableError, "nowhere.invalid/shop cannot be reached"),
         ("postgresql://app:hunter2@127.0.0.1:1/shop?frobnicate=1", ConfigurationError, "frobnicate"),
         ("sqlite:////proc/nowhere/app.db", ConfigurationError, "/proc/nowhere/app.db"),
+        ("sqlite:///file:app.db?mode=ro&uri=true", ConfigurationError, "options mode, uri"),
         ("mysql://app:hunter2@db/shop", ConfigurationError, "'mysql'"),
         ("hunter2", ConfigurationError, "no database that svc-infra speaks"),
         ("postgresql://app:hunter2@db:port/shop", ConfigurationError, "SQL_URL"),
@@ -286,6 +290,47 @@ async def test_a_file_that_cannot_be_opened_is_a_configuration_error(tmp_path: P
     async with opened(f"sqlite:///{tmp_path}/folder.db") as db:
         with pytest.raises(ConfigurationError, match="cannot be opened"):
             await db.ping()
+
+
+WITHOUT_RIGHTS = """
+import asyncio, os, sys
+from svc_infra.db import AsyncDatabase
+from svc_infra.errors import ConfigurationError
+
+async def main():
+    for name in ("stored.db", "new.db"):
+        db = AsyncDatabase(f"sqlite:///{sys.argv[1]}/{name}")
+        try:
+            await db.ping()
+        except ConfigurationError as error:
+            print(error)
+        await db.dispose()
+
+async def load():  # what is imported when it is used lies where the other user may not read
+    db = AsyncDatabase("sqlite://")
+    await db.ping()
+    await db.dispose()
+    await asyncio.to_thread(int)
+
+asyncio.run(load())
+if os.getuid() == 0:
+    os.setuid(65534)
+asyncio.run(main())
+"""
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_configuration_error() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sqlite3.connect(f"{folder}/stored.db").close()
+        Path(folder, "stored.db").chmod(0o444)
+        Path(folder).chmod(0o555)
+        output = subprocess.check_output([sys.executable, "-c", WITHOUT_RIGHTS, folder], text=True)
+        Path(folder).chmod(0o755)
+    stored, new = output.splitlines()
+    assert "read-only" in stored
+    assert f"{folder}/stored.db" in stored
+    assert "check SQL_URL and the folder's rights" in new
+    assert f"{folder}/new.db" in new
 
 
 def test_the_folder_of_a_new_sqlite_file_is_made(tmp_path: Path) -> None:

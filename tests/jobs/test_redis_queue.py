@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis.asyncio as redis
@@ -44,7 +44,7 @@ async def test_every_key_lies_in_the_slot_of_the_prefix(queue: RedisJobQueue, cl
     one, two = await queue.reserve(worker_id="w", queues=["{other}"], limit=2)
     await queue.ack(one)
     await queue.fail(two, error="broken", dead=True)
-    keys = [key.decode() for key in await client.keys()]
+    keys = [bytes(key).decode() for key in cast(list[bytes], await client.keys())]
     assert len(keys) > 10
     assert [key for key in keys if not key.startswith("{jobs}:")] == []
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, CursorResult, event, text
 
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
@@ -30,7 +30,7 @@ async def claim_one(queue: SqlJobQueue, **options: Any) -> Job:
 async def execute(db: AsyncDatabase, statement: str) -> list[Any]:
     async with db.session() as session:
         result = await session.execute(text(statement))
-        return list(result.all()) if result.returns_rows else []
+        return list(result.all()) if isinstance(result, CursorResult) and result.returns_rows else []
 
 
 async def test_the_migration_makes_the_table_that_the_queue_uses(db: AsyncDatabase) -> None:
@@ -189,15 +189,16 @@ async def test_a_long_transaction_on_sqlite_costs_no_worker_of_this_process_its_
 async def test_a_unique_key_in_an_open_transaction_holds_back_whoever_wants_it_too(postgres_db: AsyncDatabase) -> None:
     queue = SqlJobQueue(postgres_db)
 
+    second: asyncio.Task[str]
+
     async def enqueue_and_fail() -> None:
+        nonlocal second
         async with postgres_db.session() as session:
             await queue.enqueue("a", unique_key="key", session=session)
-            nonlocal second
             second = asyncio.create_task(queue.enqueue("b", unique_key="key"))
             await until_someone_waits(postgres_db)
             raise LookupError
 
-    second: asyncio.Task[str]
     with pytest.raises(LookupError):
         await enqueue_and_fail()
     job_id = await second

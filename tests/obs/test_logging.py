@@ -92,10 +92,10 @@ def test_an_exception_is_told_by_type_message_and_stack_without_its_secrets() ->
         logger.error("failed.as_field", error=kept)
         logger.error("failed.told", error="disk full")
     for message in ("failed.handled", "failed.given", "failed.as_field"):
-        error = output.only(message)["error"]
-        assert error["type"] == "svc_infra.errors.ConfigurationError"
-        assert error["message"] == "cannot reach postgresql://app:[redacted]@db/app"
-        assert "test_logging.py" in error["stack"]
+        told = output.only(message)["error"]
+        assert told["type"] == "svc_infra.errors.ConfigurationError"
+        assert told["message"] == "cannot reach postgresql://app:[redacted]@db/app"
+        assert "test_logging.py" in told["stack"]
     assert output.only("failed.told")["error"] == {"message": "disk full"}
     assert "hunter2" not in output.text
 

@@ -69,7 +69,7 @@ def test_other_labels_than_at_first_are_an_error_that_names_both(labels: dict[st
     metrics = Metrics()
     metrics.increment("orders.created", plan="pro")
     with pytest.raises(ConfigurationError, match=r"orders_created are plan; here they are") as caught:
-        metrics.increment("orders.created", **labels)
+        metrics.increment("orders.created", 1, **labels)
     assert (", ".join(labels) or "none") in caught.value.detail
     assert value(metrics, "orders_created_total", plan="pro") == 1
 

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from decimal import Decimal
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -168,7 +168,7 @@ def test_values_of_every_kind_become_json() -> None:
         "kind": int,
         3: "three",
     }
-    assert cleaned(fields) == {
+    assert cleaned(cast(dict[str, object], fields)) == {
         "time": "2026-01-02T00:00:00+00:00",
         "id": "00000000-0000-0000-0000-000000000007",
         "price": "1.50",

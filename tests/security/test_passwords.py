@@ -62,7 +62,7 @@ async def test_an_oversized_password_or_one_that_is_no_text_is_never_hashed(
 async def test_what_does_not_fit_in_the_pool_is_refused_at_once() -> None:
     hasher = PasswordHasher(concurrency=1, max_waiting=2, memory_kib=64, passes=1)
     open_gate = Event()
-    blocked = asyncio.ensure_future(hasher._in_thread(open_gate.wait))
+    blocked = asyncio.ensure_future(hasher._in_thread(lambda: open_gate.wait(5)))
     waiting = [asyncio.ensure_future(hasher.verify(PASSWORD, None)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(RateLimitedError) as refusal:
@@ -80,10 +80,10 @@ async def test_a_caller_that_goes_away_makes_no_room_while_its_work_runs() -> No
 
     def work() -> None:
         begun.set()
-        open_gate.wait()
+        open_gate.wait(5)
 
     running = asyncio.ensure_future(hasher._in_thread(work))
-    await asyncio.to_thread(begun.wait)
+    await asyncio.to_thread(begun.wait, 5)
     running.cancel()
     await asyncio.wait({running})
     with pytest.raises(RateLimitedError):

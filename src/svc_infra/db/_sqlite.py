@@ -28,6 +28,10 @@ def engines(
     url: URL, *, pool_size: int, max_overflow: int, pool_timeout: float, busy_timeout_seconds: float
 ) -> tuple[AsyncEngine, AsyncEngine]:
     """The engine that writes and the one that reads; the same one for a database in memory."""
+    if url.query:
+        raise ConfigurationError(
+            f"SQL_URL gives SQLite the options {', '.join(sorted(url.query))}; it takes a path only: sqlite:///file.db."
+        )
     in_memory = url.database in (None, "", ":memory:")
     if in_memory:
         url = url.set(database=f"file:/{uuid4().hex}", query={"vfs": "memdb", "uri": "true"})

@@ -106,4 +106,5 @@ class _Relaying:
 
     async def check(self) -> None:
         if self._task is not None and self._task.done():
-            raise UnavailableError("The outbox is not being relayed.")
+            cause = None if self._task.cancelled() else self._task.exception()
+            raise UnavailableError("The outbox is not being relayed.") from cause

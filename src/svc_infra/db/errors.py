@@ -88,6 +88,7 @@ def translated(error: Exception, *, place: str = "") -> SvcInfraError:
     """
     kind, detail = _meaning(error)
     if place:
+        kind = ConfigurationError if kind is SvcInfraError else kind
         detail = f"{detail} ({place}: {error})"
     if kind is UnavailableError:
         return UnavailableError(detail, retry_after_seconds=1)

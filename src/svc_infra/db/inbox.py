@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.db.models import InboxRow
 from svc_infra.types import Clock, SystemClock
 
+_MARK = insert(InboxRow.__table__).on_conflict_do_nothing().returning(InboxRow.message_id)  # type: ignore[arg-type]
+
 
 class Inbox:
     """Turns at-least-once delivery into exactly one effect: the mark commits with the effect or not at all."""
@@ -28,8 +30,7 @@ class Inbox:
             True when the message is new; False when it was handled before and must be skipped.
         """
         row = {"consumer": consumer, "message_id": str(message_id), "received_at": self._clock.now()}
-        new = insert(InboxRow).values(row).on_conflict_do_nothing().returning(InboxRow.message_id)
-        return await session.scalar(new) is not None
+        return await session.scalar(_MARK, row) is not None
 
     async def purge(self, session: AsyncSession, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget marks that are older than any repetition can be.

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import String, bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -21,6 +21,9 @@ from svc_infra.types import Clock, SystemClock, new_id
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 """The largest payload of one message, as JSON."""
+
+_LOCK = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("key", type_=String), 0)))
+_INSERT = insert(OutboxRow.__table__).on_conflict_do_nothing(index_elements=["id"])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,7 @@ class Outbox:
         message_id = message_id or new_id()
         if key is not None and session.get_bind().dialect.name == "postgresql":
             # Positions are given out before the commit: without this, a later one could become visible earlier.
-            lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{topic}:{key}", 0))
-            await session.execute(select(lock))
+            await session.execute(_LOCK, {"key": f"{topic}:{key}"})
         now = self._clock.now()
         row = {
             "id": message_id,
@@ -90,7 +92,7 @@ class Outbox:
             "created_at": now,
             "available_at": now,
         }
-        await session.execute(insert(OutboxRow).values(row).on_conflict_do_nothing(index_elements=["id"]))
+        await session.execute(_INSERT, row)
         if self._wake is not None:
             after_commit(session, self._wake)
         return message_id

@@ -1,0 +1,422 @@
+"""A cache: values under keys, in process memory, in Redis, or in both."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from svc_infra.cache._memory import Memory
+from svc_infra.cache._redis import RETRY_SECONDS, TIMEOUT_SECONDS, Shared
+from svc_infra.cache.codec import Codec, Stored, codec_of
+from svc_infra.cache.keys import shortened
+from svc_infra.cache.loading import OUTAGE_TTL_SECONDS, Loader
+from svc_infra.cache.metrics import Stats
+from svc_infra.cache.policy import DEFAULT_TTL_SECONDS, Duration, Policy, seconds_of
+from svc_infra.errors import ConfigurationError, ConflictError, SvcInfraError
+from svc_infra.obs.context import current
+from svc_infra.types import Clock
+
+MAX_ENTRIES = 10_000
+MAX_BYTES = 64 * 1024 * 1024
+MEMORY_TTL_SECONDS = 60.0
+"""Longest life in memory of what Redis has too: the bound on what a message that never came can do."""
+MAX_STATS = 1000
+"""Functions that are counted by name; more are counted together as "other"."""
+MEMORY_URL = "memory://"
+
+AfterCommit = Callable[[Any, Callable[[], Awaitable[object]]], None]
+"""`after_commit(session, callback)`: calls back once the session's transaction is committed; never after a rollback."""
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_EXACT = Policy(jitter=0.0, early=0.0)
+_ANY = codec_of(Any)
+_COUNTER_LIMIT = 2**63
+_DIGITS = re.compile(rb"-?[0-9]+")
+
+
+class Cache:
+    """Keeps values that can be computed again.
+
+    With a URL there are two levels: memory, which a hit never leaves, and Redis or Valkey, which all processes share
+    and through which they tell each other what is no longer true. Without one there is only memory.
+
+    Nothing here fails because Redis is away: reads then miss, writes stay in this process for 5 seconds at most, and
+    what was invalidated meanwhile is forgotten by Redis before it is used again. A process that dies before that leaves
+    Redis with what it had, until that value's time to live is over.
+
+    Keys are those of the tenant that is in context, if there is one. Use a cache in one event loop at a time, and close
+    it there.
+
+    Args:
+        url: `redis://`, `valkey://` or the like (see `svc_infra.redis.connect`), or `memory://`, the default.
+        namespace: Whose keys these are; services that share a server need different ones.
+        version: Part of every key: another version begins empty.
+        default_ttl: Time to live where none is given; seconds or a timedelta.
+        max_entries, max_bytes: Bounds of the memory; without entries there is only Redis.
+        memory_ttl: Longest life in memory of what Redis has too; seconds or a timedelta.
+        by_tenant: Whether keys that are used directly are those of the tenant in context. Tags never are.
+        after_commit: What `session=` of `delete` and `invalidate_tags` uses: `svc_infra.db.after_commit`.
+        clock: Where the time comes from; the machine's clocks when left out.
+        timeout_seconds: Longest wait for an answer of Redis.
+        retry_seconds: How often Redis is tried while it is away.
+
+    Raises:
+        ConfigurationError: The URL, the namespace or a number cannot be used.
+        MissingExtraError: redis is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "svc-infra",
+        version: str = "1",
+        default_ttl: Duration = DEFAULT_TTL_SECONDS,
+        max_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES,
+        memory_ttl: Duration = MEMORY_TTL_SECONDS,
+        by_tenant: bool = True,
+        after_commit: AfterCommit | None = None,
+        clock: Clock | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        for name, value in (("namespace", namespace), ("version", version)):
+            if not _NAME.fullmatch(value):
+                raise ConfigurationError(f"The cache's {name} is {value!r}: use letters, digits, dots and dashes.")
+        if max_entries < 0 or max_bytes < 0:
+            raise ConfigurationError("A cache's max_entries and max_bytes are 0 or more.")
+        self.prefix = f"{namespace}:{version}:"
+        self.default_ttl_seconds = seconds_of("default_ttl", default_ttl)
+        self.stats = Stats("direct")
+        self._by_tenant = by_tenant
+        self._after_commit = after_commit
+        self._wall = time.time if clock is None else lambda: clock.now().timestamp()
+        self.memory = Memory(max_entries, max_bytes, time.monotonic if clock is None else self._wall)
+        self._shared: Shared | None = None
+        if url is not None and url != MEMORY_URL:
+            self._shared = Shared(
+                url,
+                self.prefix,
+                on_names=self._heard,
+                on_gap=self.memory.flush,
+                timeout_seconds=timeout_seconds,
+                retry_seconds=retry_seconds,
+                listen=max_entries > 0,
+            )
+        memory_ttl_seconds = seconds_of("memory_ttl", memory_ttl)
+        self.loader = Loader(self.memory, self._shared, memory_ttl_seconds=memory_ttl_seconds, wall=self._wall)
+        self._stats = {"direct": self.stats}
+
+    async def start(self) -> None:
+        """Begin to listen to the other processes; the first use does this too."""
+        self.loader.attach()
+
+    async def close(self) -> None:
+        """Stop what runs in the background and close every connection; the next use begins anew."""
+        await self.loader.close()
+        self.memory.flush()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --------------------------------------------------------------------------------------------------------- values
+
+    @overload
+    async def get(self, key: str, default: D, *, kind: type[T]) -> T | D: ...
+    @overload
+    async def get(self, key: str, *, kind: type[T]) -> T | None: ...
+    @overload
+    async def get(self, key: str, default: Any = None, *, kind: Any = Any) -> Any: ...
+    async def get(self, key: str, default: Any = None, *, kind: Any = Any) -> Any:
+        """The value under a key.
+
+        Args:
+            key: The key.
+            default: What to return when there is none.
+            kind: What the value was stored as; see `set`. One of another kind is not found.
+        """
+        return (await self.get_many([key], kind=kind)).get(key, default)
+
+    async def get_many(self, keys: Iterable[str], *, kind: Any = Any) -> dict[str, Any]:
+        """The values under these keys, those that there are, in one or two round trips."""
+        codec, found, missing, now = codec_of(kind), {}, {}, self.memory.clock()
+        for key in keys:
+            entry = self.memory.get(self._key(key), codec)
+            if entry is not None and now < entry.fresh_until:
+                found[key] = entry.get()
+            else:
+                missing[self._key(key)] = key
+        self.stats.hits += len(found)
+        if missing and self._shared is not None:
+            self.loader.attach()
+            from_redis = await self._read(self._shared, list(missing), codec)
+            found |= {missing[name]: value for name, value in from_redis.items()}
+            self.stats.shared_hits += len(from_redis)
+            self.stats.misses += len(missing) - len(from_redis)
+        else:
+            self.stats.misses += len(missing)
+        return found
+
+    async def set(
+        self, key: str, value: Any, ttl: Duration | None = None, *, tags: Iterable[str] = (), kind: Any = Any
+    ) -> None:
+        """Store a value for every process; what was being computed for this key is dropped.
+
+        Args:
+            key: The key.
+            value: Plain (see `kind`). None is a value too.
+            ttl: How long, in seconds or a timedelta; the cache's default when left out.
+            tags: `invalidate_tags` with one of them forgets the value.
+            kind: The value's type, where it is no plain one: a dataclass, a model, `list[UUID]`. `get` needs it too.
+
+        Raises:
+            ValidationError: The value would come back as another one; nothing is stored.
+            ConfigurationError: Values of this kind cannot be stored at all.
+        """
+        await self.set_many({key: value}, ttl, tags=tags, kind=kind)
+
+    async def set_many(
+        self, values: Mapping[str, Any], ttl: Duration | None = None, *, tags: Iterable[str] = (), kind: Any = Any
+    ) -> None:
+        """Store values as `set` does, those of one call in one step."""
+        codec, ttl_seconds = codec_of(kind), self._ttl(ttl)
+        names, until = [self._tag(tag) for tag in tags], self._wall() + ttl_seconds
+        given = {self._key(key): value for key, value in values.items()}
+        payloads = {name: codec.encode(value) for name, value in given.items()}
+        counters = {name: value for name, value in given.items() if not names and _is_counter(value, codec)}
+        since = self.memory.mark()
+        try:
+            if self._shared is not None:
+                self.loader.attach()
+                await self._settled(self._write(self._shared, payloads, counters, names, ttl_seconds, codec))
+            is_current = self.memory.unchanged(since, [*given, *names])
+        finally:
+            self.memory.forget(list(given))
+        since = self.memory.mark()
+        for name, payload in payloads.items():
+            if is_current and (self._shared is None or name not in counters):
+                stored = Stored(codec.identity, until, 0.0, {}, payload)
+                self.loader.fill(self.loader.made(name, codec, _EXACT, stored, given[name]), names, since)
+
+    async def delete(self, *keys: str, session: Any = None) -> int | None:
+        """Forget keys in every process.
+
+        Args:
+            *keys: The keys.
+            session: Forget them once its transaction is committed, and not if it is rolled back.
+
+        Returns:
+            How many of them there were; None when that is not known (yet).
+        """
+        return await self.invalidate([self._key(key) for key in keys], session=session)
+
+    async def incr(self, key: str, by: int = 1, *, ttl: Duration | None = None) -> int:
+        """Add to a whole number, which begins at 0; exact across all processes.
+
+        While Redis is away each process counts for itself, from 0 and for 5 seconds at most.
+
+        Args:
+            key: The key; `get` without a `kind` reads it.
+            by: How much; may be negative.
+            ttl: How long a new one is kept; the cache's default when left out.
+
+        Returns:
+            The new number.
+
+        Raises:
+            ConflictError: There is something else under this key.
+        """
+        name, ttl_seconds = self._key(key), self._ttl(ttl)
+        if self._shared is not None:
+            self.loader.attach()
+            try:
+                return await self._shared.add(name, by, ttl_seconds)
+            except SvcInfraError as error:
+                self.stats.errors["shared"] += 1
+                if self._shared.is_up:
+                    raise ConflictError(f"{key} holds no whole number that can be counted.") from error
+            ttl_seconds = min(ttl_seconds, OUTAGE_TTL_SECONDS)
+        try:
+            return self.memory.add(name, by, _ANY, ttl_seconds)
+        except ValueError:
+            raise ConflictError(f"{key} holds no whole number that can be counted.") from None
+
+    async def expire(self, key: str, ttl: Duration) -> bool:
+        """Let a value live this long from now.
+
+        Returns:
+            Whether there is one.
+        """
+        name, ttl_seconds = self._key(key), self._ttl(ttl)
+        if self._shared is None:
+            entry = self.memory.entries.get(name)
+            if entry is None or self.memory.get(name, entry.codec) is None:
+                return False
+            entry.fresh_until = entry.refresh_at = entry.dead_at = self.memory.clock() + ttl_seconds
+            return True
+        self.loader.attach()
+        try:
+            return await self._settled(self._shared.expire(name, ttl_seconds, self._wall() + ttl_seconds))
+        except SvcInfraError:
+            self.stats.errors["shared"] += 1
+            return False
+        finally:
+            self.memory.forget([name])
+
+    # --------------------------------------------------------------------------------------------------- invalidation
+
+    async def invalidate_tags(self, *tags: str, session: Any = None) -> None:
+        """Forget every value that has one of these tags, in every process; the cost does not grow with their number.
+
+        Args:
+            *tags: The tags, of all tenants.
+            session: Do so once its transaction is committed, and not if it is rolled back.
+
+        Raises:
+            ConfigurationError: There is a session, and the cache was made without `after_commit`.
+        """
+        await self.invalidate([self._tag(tag) for tag in tags], session=session)
+
+    async def invalidate(self, names: Sequence[str], *, session: Any = None) -> int | None:
+        """Forget keys and tags by their full names, as cached functions do; otherwise like `delete`."""
+        if session is not None:
+            if self._after_commit is None:
+                raise ConfigurationError("This cache knows no sessions: give it after_commit=svc_infra.db.after_commit.")
+            self._after_commit(session, lambda: self.invalidate(names))
+            return None
+        if self._shared is None:
+            before = len(self.memory.entries)
+            self.memory.forget(names)
+            return before - len(self.memory.entries)
+        self.loader.attach()
+        try:
+            return await self._settled(self._shared.invalidate(names))
+        finally:
+            self.memory.forget(names)  # after Redis, so that nothing older is read from there and kept here
+
+    async def clear(self) -> None:
+        """Forget everything in this namespace and version, in time that grows with all that Redis holds."""
+        if self._shared is not None:
+            self.loader.attach()
+            await self._settled(self._shared.clear())
+        self.memory.flush()
+
+    # ------------------------------------------------------------------------------------------------------------ own
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether Redis is in use; True when there is none to be used."""
+        return self._shared is None or self._shared.is_up
+
+    def all_stats(self) -> list[Stats]:
+        """The counts of every cached function, and of the keys that are used directly."""
+        return list(self._stats.values())
+
+    def stats_of(self, name: str) -> Stats:
+        """The counts under this name."""
+        if name not in self._stats and len(self._stats) >= MAX_STATS:
+            name = "other"
+        return self._stats.setdefault(name, Stats(name))
+
+    def _key(self, key: str) -> str:
+        tenant = current().tenant_id if self._by_tenant else ""
+        return shortened(f"{self.prefix}k{tenant!r}:{key}" if tenant else f"{self.prefix}k:{key}")
+
+    def _tag(self, tag: str) -> str:
+        return shortened(f"{self.prefix}t:{tag}")
+
+    def _ttl(self, ttl: Duration | None) -> float:
+        return self.default_ttl_seconds if ttl is None else seconds_of("ttl", ttl)
+
+    def _heard(self, names: list[str]) -> None:
+        if self.prefix in names:
+            self.memory.flush()
+        else:
+            self.memory.forget(names)
+
+    async def _settled(self, work: Coroutine[Any, Any, T]) -> T:
+        """Finish this even when the caller is cancelled meanwhile: half an invalidation is none."""
+        return await asyncio.shield(self.loader.spawn(work))
+
+    async def _read(self, shared: Shared, names: list[str], codec: Codec) -> dict[str, Any]:
+        since, values = self.memory.mark(), {}
+        try:
+            found = {name: raw for name, raw in zip(names, await shared.read(names), strict=True) if raw is not None}
+            tags = {name: stored.tags for name, raw in found.items() if (stored := Stored.unpack(raw))}
+            wanted = list({tag for some in tags.values() for tag in some})
+            tokens = dict(zip(wanted, await shared.read(wanted), strict=True))
+        except SvcInfraError:
+            self.stats.errors["shared"] += 1
+            return {}
+        for name, raw in found.items():
+            if codec is _ANY and _DIGITS.fullmatch(raw):
+                values[name] = int(raw)
+                continue
+            now = {tag: tokens[tag] for tag in tags.get(name, ())}
+            if (read := self.loader.read(name, codec, _EXACT, self.stats, raw, now)) is not None:
+                entry, values[name] = read
+                self.loader.fill(entry, list(now), since)
+        return values
+
+    async def _write(
+        self,
+        shared: Shared,
+        payloads: Mapping[str, bytes],
+        counters: Mapping[str, int],
+        tags: Sequence[str],
+        ttl_seconds: float,
+        codec: Codec,
+    ) -> None:
+        try:
+            tokens = await shared.tokens(tags, ttl_seconds)
+            until = self._wall() + ttl_seconds
+            values = {
+                name: str(counters[name]).encode()
+                if name in counters
+                else Stored(codec.identity, until, 0.0, tokens, payload).pack()
+                for name, payload in payloads.items()
+            }
+            await shared.write(values, ttl_seconds)
+        except SvcInfraError:
+            self.stats.errors["shared"] += 1
+
+
+class MemoryCache(Cache):
+    """A cache in process memory: for tests and single processes; what it holds ends with the process.
+
+    Args:
+        **options: As for `Cache`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(None, **options)
+
+
+class RedisCache(Cache):
+    """A cache in Redis or Valkey alone: every read is a round trip, and all processes always see the same.
+
+    Args:
+        url: As for `Cache`; a server's.
+        **options: As for `Cache`.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, max_entries=0, **options)
+
+
+def _is_counter(value: Any, codec: Codec) -> bool:
+    return type(value) is int and codec is _ANY and abs(value) < _COUNTER_LIMIT
