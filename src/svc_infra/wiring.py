@@ -81,7 +81,9 @@ class Wiring:
             return cast(T, self._objects[kind])
         except KeyError:
             room = kind.__module__.removeprefix("svc_infra.").partition(".")[0]
-            raise ConfigurationError(f"This app has no {kind.__name__}: call add_{room}(app) first.") from None
+            raise ConfigurationError(
+                f"This app has no {kind.__name__}: add that room first, with the `add_...` of svc_infra.{room}.add."
+            ) from None
 
     def add(self, part: Part) -> None:
         """Register a part. A second part of the same name is ignored, so every `add_*` is idempotent.

@@ -208,10 +208,7 @@ class Shared:
     # ------------------------------------------------------------------------------------------------------- changing
 
     async def write(self, values: Mapping[str, bytes], keep_seconds: float) -> None:
-        """Store values over whatever is there or being computed, and tell the other processes.
-
-        When Redis is away, what it has under these keys is invalidated once it is back.
-        """
+        """Store values over whatever is there or being computed, and tell the other processes."""
         for names in _chunks(list(values)):
 
             def store(client: Redis, names: list[str] = names) -> Awaitable[Any]:
@@ -222,11 +219,7 @@ class Shared:
                 pipe.publish(self.channel.name, self.channel.message(names))
                 return pipe.execute()
 
-            try:
-                await self._ask(store)
-            except SvcInfraError:
-                self._remember(values)
-                raise
+            await self._ask(store)
 
     async def invalidate(self, names: Sequence[str]) -> int | None:
         """Forget keys and tags, and tell the other processes.

@@ -295,7 +295,9 @@ class Cache:
         """Forget keys and tags by their full names, as cached functions do; otherwise like `delete`."""
         if session is not None:
             if self._after_commit is None:
-                raise ConfigurationError("This cache knows no sessions: give it after_commit=svc_infra.db.after_commit.")
+                raise ConfigurationError(
+                    "This cache knows no sessions: give it after_commit=svc_infra.db.after_commit."
+                )
             self._after_commit(session, lambda: self.invalidate(names))
             return None
         if self._shared is None:
@@ -382,17 +384,12 @@ class Cache:
         codec: Codec,
     ) -> None:
         try:
-            tokens = await shared.tokens(tags, ttl_seconds)
-            until = self._wall() + ttl_seconds
-            values = {
-                name: str(counters[name]).encode()
-                if name in counters
-                else Stored(codec.identity, until, 0.0, tokens, payload).pack()
-                for name, payload in payloads.items()
-            }
-            await shared.write(values, ttl_seconds)
+            tokens, until = await shared.tokens(tags, ttl_seconds), self._wall() + ttl_seconds
+            raw = {name: Stored(codec.identity, until, 0.0, tokens, one).pack() for name, one in payloads.items()}
+            await shared.write(raw | {name: str(one).encode() for name, one in counters.items()}, ttl_seconds)
         except SvcInfraError:
             self.stats.errors["shared"] += 1
+            await shared.invalidate(list(payloads))
 
 
 class MemoryCache(Cache):

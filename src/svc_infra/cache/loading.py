@@ -172,7 +172,13 @@ class Loader:
         self.memory.put(entry, tags, since=since)
 
     def read(
-        self, key: str, codec: Codec, policy: Policy, stats: Stats, raw: bytes | None, tokens: Mapping[str, bytes | None]
+        self,
+        key: str,
+        codec: Codec,
+        policy: Policy,
+        stats: Stats,
+        raw: bytes | None,
+        tokens: Mapping[str, bytes | None],
     ) -> tuple[Entry, Any] | None:
         """What the second level has, as an entry and its value; None when it is of no use.
 
@@ -356,9 +362,7 @@ class Loader:
             self.fill(entry, call.tags, flight.mark)
         return entry
 
-    def _sealed(
-        self, call: Call, value: Any, seconds: float, tags: Mapping[str, bytes]
-    ) -> tuple[Entry, Stored | None]:
+    def _sealed(self, call: Call, value: Any, seconds: float, tags: Mapping[str, bytes]) -> tuple[Entry, Stored | None]:
         """The entry of a new result, and what to store; without the latter it is only for those who wait for it."""
         only_passed_on = Entry(call.key, value, call.codec)
         lifetime = call.policy.lifetime_seconds(value)
