@@ -20,6 +20,8 @@ from svc_infra.errors import ConfigurationError
 
 T = TypeVar("T")
 
+_VERBS = {"obs": "add_observability", "security": "add_auth_users"}  # where it is not `add_<room>`
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,9 +83,8 @@ class Wiring:
             return cast(T, self._objects[kind])
         except KeyError:
             room = kind.__module__.removeprefix("svc_infra.").partition(".")[0]
-            raise ConfigurationError(
-                f"This app has no {kind.__name__}: add that room first, with the `add_...` of svc_infra.{room}.add."
-            ) from None
+            verb = _VERBS.get(room, f"add_{room}")
+            raise ConfigurationError(f"This app has no {kind.__name__}: call {verb}(app) first.") from None
 
     def add(self, part: Part) -> None:
         """Register a part. A second part of the same name is ignored, so every `add_*` is idempotent.
