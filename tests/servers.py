@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,5 +28,14 @@ def postgres() -> Iterator[str]:
 @contextmanager
 def valkey() -> Iterator[str]:
     """A Valkey server; yields its URL."""
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server.connection_url
+
+
+def free_port() -> int:
+    """A loopback port that is free, below the range that the system hands out to whoever asks next."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port

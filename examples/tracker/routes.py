@@ -21,7 +21,7 @@ from tracker.counters import count_tickets
 from tracker.imports import parsed, store_import
 from tracker.models import Import, Priority, Project, Status, Ticket
 
-router = APIRouter()
+router = APIRouter(tags=["tracker"])
 
 Title = Annotated[str, Field(min_length=1, max_length=300)]
 Limit = Annotated[int, Query(ge=1, le=100)]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -21,22 +21,10 @@ from svc_infra.jobs._memory import InMemoryJobQueue
 from svc_infra.jobs._redis import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs._sql import SqlJobQueue
 from svc_infra.jobs.job import Job
+from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 
 AnyQueue = InMemoryJobQueue | SqlJobQueue | RedisJobQueue
-
-
-class ManualClock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self._now = datetime(2026, 1, 5, 12, 0, 0, 123456, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        self._now += timedelta(seconds=seconds)
 
 
 @dataclass
@@ -50,7 +38,7 @@ class Backend:
     """
 
     name: str
-    clock: ManualClock
+    clock: FakeClock
     make: Callable[..., AnyQueue]
     queue: AnyQueue
     database: AsyncDatabase
@@ -91,7 +79,7 @@ def migrated_postgres_url(postgres_server: str) -> str:
 @pytest.fixture(params=["memory", "sqlite", "postgres", "valkey"])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     """Each backend in turn."""
-    clock = ManualClock()
+    clock = FakeClock(datetime(2026, 1, 5, 12, 0, 0, 123456, tzinfo=UTC))
     async with AsyncExitStack() as stack:
         engine = "migrated_postgres" if request.param == "postgres" else "sqlite"
         database = AsyncDatabase(request.getfixturevalue(f"{engine}_url"))
@@ -131,7 +119,7 @@ def queue(backend: Backend) -> AnyQueue:
 
 
 @pytest.fixture
-def clock(backend: Backend) -> ManualClock:
+def clock(backend: Backend) -> FakeClock:
     """The time of `queue`."""
     return backend.clock
 

@@ -9,14 +9,15 @@ import pytest
 
 from svc_infra.errors import StaleAttemptError, ValidationError
 from svc_infra.jobs.job import ERROR_LIMIT_CHARS, Job, JobState
-from tests.contracts.conftest import AnyQueue, ManualClock, claim, claim_one, kept
+from svc_infra.testing import FakeClock
+from tests.contracts.conftest import AnyQueue, claim, claim_one, kept
 
 MIB = 1024 * 1024
 
 # -------------------------------------------------------------------------------------------------------------- leases
 
 
-async def test_a_job_whose_lease_ended_is_given_to_another_worker(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_job_whose_lease_ended_is_given_to_another_worker(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     first = await claim_one(queue, lease_seconds=15)
     clock.advance(15)
@@ -27,7 +28,7 @@ async def test_a_job_whose_lease_ended_is_given_to_another_worker(queue: AnyQueu
     assert "lease ended" in second.last_error
 
 
-async def test_a_job_whose_lease_ended_keeps_its_place(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_job_whose_lease_ended_keeps_its_place(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("first")
     await claim_one(queue, lease_seconds=15)
     clock.advance(10)
@@ -36,7 +37,7 @@ async def test_a_job_whose_lease_ended_keeps_its_place(queue: AnyQueue, clock: M
     assert [job.name for job in await claim(queue, limit=2)] == ["first", "second"]
 
 
-async def test_a_heartbeat_renews_the_lease(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_heartbeat_renews_the_lease(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     job = await claim_one(queue, lease_seconds=15)
     for _ in range(5):
@@ -46,7 +47,7 @@ async def test_a_heartbeat_renews_the_lease(queue: AnyQueue, clock: ManualClock)
     await queue.ack(job)
 
 
-async def test_a_heartbeat_tells_which_jobs_are_still_held(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_heartbeat_tells_which_jobs_are_still_held(queue: AnyQueue, clock: FakeClock) -> None:
     for _ in range(4):
         await queue.enqueue("a")
     done, lost, held = await claim(queue, limit=3, lease_seconds=10)
@@ -60,7 +61,7 @@ async def test_a_heartbeat_tells_which_jobs_are_still_held(queue: AnyQueue, cloc
     assert await queue.heartbeat([]) == set()
 
 
-async def test_a_lease_that_ended_unnoticed_can_still_be_renewed(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_lease_that_ended_unnoticed_can_still_be_renewed(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     job = await claim_one(queue, lease_seconds=15)
     clock.advance(60)
@@ -68,7 +69,7 @@ async def test_a_lease_that_ended_unnoticed_can_still_be_renewed(queue: AnyQueue
     assert await claim(queue) == []
 
 
-async def test_a_job_that_kills_every_worker_ends_in_the_dead_letter(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_job_that_kills_every_worker_ends_in_the_dead_letter(queue: AnyQueue, clock: FakeClock) -> None:
     job_id = await queue.enqueue("a", max_attempts=3)
     for _ in range(3):
         await claim_one(queue, lease_seconds=15)
@@ -81,7 +82,7 @@ async def test_a_job_that_kills_every_worker_ends_in_the_dead_letter(queue: AnyQ
     assert "died or stalled" in job.last_error
 
 
-async def test_crashes_are_counted_apart_from_errors(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_crashes_are_counted_apart_from_errors(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     await queue.fail(await claim_one(queue), error="broken", delay_seconds=0)
     await claim_one(queue, lease_seconds=1)
@@ -90,7 +91,7 @@ async def test_crashes_are_counted_apart_from_errors(queue: AnyQueue, clock: Man
     assert (job.attempts, job.crashes) == (3, 1)
 
 
-async def test_any_number_of_ended_leases_and_delays_comes_back(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_any_number_of_ended_leases_and_delays_comes_back(queue: AnyQueue, clock: FakeClock) -> None:
     for number in range(260):
         await queue.enqueue("a", delay_seconds=float(number % 2))
     clock.advance(0)
@@ -116,7 +117,7 @@ STEPS: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_an_attempt_that_lost_its_job_cannot(step: str, queue: AnyQueue, clock: ManualClock) -> None:
+async def test_an_attempt_that_lost_its_job_cannot(step: str, queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     stale = await claim_one(queue, lease_seconds=15)
     clock.advance(15)
@@ -150,7 +151,7 @@ async def test_a_job_that_nobody_claimed_cannot_be_finished(queue: AnyQueue) -> 
 # ------------------------------------------------------------------------------------------------------------- outcomes
 
 
-async def test_a_finished_job_keeps_its_result(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_finished_job_keeps_its_result(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     job = await claim_one(queue)
     clock.advance(2)
@@ -172,7 +173,7 @@ async def test_a_result_that_is_no_json_is_refused_and_the_job_stays_held(queue:
     assert len((await kept(queue, job.id)).result) == MIB - 2
 
 
-async def test_a_failed_job_waits_as_long_as_it_is_told(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_failed_job_waits_as_long_as_it_is_told(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     job = await claim_one(queue)
     assert await queue.fail(job, error="no route", delay_seconds=30) is JobState.READY
@@ -184,7 +185,7 @@ async def test_a_failed_job_waits_as_long_as_it_is_told(queue: AnyQueue, clock: 
     assert (await claim_one(queue)).attempts == 2
 
 
-async def test_a_failed_job_backs_off_exponentially_unless_told(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_failed_job_backs_off_exponentially_unless_told(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a", backoff_seconds=10, max_attempts=9)
     delays = []
     for attempt in range(1, 9):
@@ -197,7 +198,7 @@ async def test_a_failed_job_backs_off_exponentially_unless_told(queue: AnyQueue,
     assert max(delays) > 10
 
 
-async def test_the_last_attempt_that_fails_ends_in_the_dead_letter(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_the_last_attempt_that_fails_ends_in_the_dead_letter(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a", max_attempts=2)
     assert await queue.fail(await claim_one(queue), error="one", delay_seconds=0) is JobState.READY
     job = await claim_one(queue)
@@ -225,7 +226,7 @@ async def test_an_error_of_any_text_is_kept_and_cut(queue: AnyQueue) -> None:
     assert len(error) == ERROR_LIMIT_CHARS
 
 
-async def test_a_released_job_keeps_its_attempts_and_its_place(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_released_job_keeps_its_attempts_and_its_place(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("first", max_attempts=1)
     clock.advance(1)
     await queue.enqueue("second")
@@ -238,7 +239,7 @@ async def test_a_released_job_keeps_its_attempts_and_its_place(queue: AnyQueue, 
     assert again.token != job.token
 
 
-async def test_a_released_job_can_be_kept_away_for_a_while(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_released_job_can_be_kept_away_for_a_while(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     await queue.release(await claim_one(queue), delay_seconds=30)
     clock.advance(29)

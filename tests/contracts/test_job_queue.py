@@ -12,7 +12,8 @@ from svc_infra.errors import ValidationError
 from svc_infra.jobs._memory import InMemoryJobQueue
 from svc_infra.jobs.job import JobState
 from svc_infra.obs.context import Context, enter, leave
-from tests.contracts.conftest import AnyQueue, Backend, ManualClock, claim, claim_one, kept
+from svc_infra.testing import FakeClock
+from tests.contracts.conftest import AnyQueue, Backend, claim, claim_one, kept
 
 MIB = 1024 * 1024
 
@@ -20,7 +21,7 @@ MIB = 1024 * 1024
 # ---------------------------------------------------------------------------------------------------------- enqueueing
 
 
-async def test_a_job_is_kept_as_it_was_enqueued(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_job_is_kept_as_it_was_enqueued(queue: AnyQueue, clock: FakeClock) -> None:
     payload = {"text": "naïve \u0000 ✓", "big": 2**53 + 1, "list": [1, 2.5, None, True], "nested": {"b": 1, "a": {}}}
     job_id = await queue.enqueue(
         "mail.send", payload, queue="mail", priority=7, max_attempts=9, backoff_seconds=1.5, timeout_seconds=30
@@ -153,7 +154,7 @@ async def test_what_cannot_be_kept_is_refused_and_leaves_nothing_behind(queue: A
 # ------------------------------------------------------------------------------------------------- order, delay, queues
 
 
-async def test_the_highest_priority_comes_first_and_then_the_oldest(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_the_highest_priority_comes_first_and_then_the_oldest(queue: AnyQueue, clock: FakeClock) -> None:
     for name, priority in [("b", 0), ("c", 0), ("a", 5), ("d", -5)]:
         await queue.enqueue(name, priority=priority)
         clock.advance(0.001)
@@ -166,7 +167,7 @@ async def test_jobs_of_one_instant_come_in_the_order_of_their_ids(queue: AnyQueu
     assert [(await claim_one(queue)).id for _ in range(5)] == ["1", "10", "2", "z", "ä"]
 
 
-async def test_a_delayed_job_is_not_given_out_before_its_time(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_delayed_job_is_not_given_out_before_its_time(queue: AnyQueue, clock: FakeClock) -> None:
     job_id = await queue.enqueue("a", delay_seconds=60.25)
     assert (await kept(queue, job_id)).state is JobState.READY
     clock.advance(60.249)
@@ -175,7 +176,7 @@ async def test_a_delayed_job_is_not_given_out_before_its_time(queue: AnyQueue, c
     assert [job.id for job in await claim(queue)] == [job_id]
 
 
-async def test_a_delayed_job_takes_its_place_when_it_becomes_due(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_delayed_job_takes_its_place_when_it_becomes_due(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("second", delay_seconds=10)
     await queue.enqueue("urgent", delay_seconds=20, priority=1)
     await queue.enqueue("first")
@@ -201,7 +202,7 @@ async def test_only_the_named_queues_are_served(queue: AnyQueue) -> None:
     assert [job.queue for job in await claim(queue, queues=["mail"])] == ["mail"]
 
 
-async def test_priority_counts_across_queues_and_age_next(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_priority_counts_across_queues_and_age_next(queue: AnyQueue, clock: FakeClock) -> None:
     for name, on, priority in [("c", "x", 0), ("d", "y", 0), ("b", "x", 1), ("a", "y", 2), ("e", "z", 0)]:
         await queue.enqueue(name, queue=on, priority=priority)
         clock.advance(1)
@@ -218,7 +219,7 @@ async def test_a_claim_takes_at_most_its_limit(queue: AnyQueue) -> None:
     assert [len(await claim(queue, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_a_claimed_job_tells_who_holds_it_and_until_when(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_claimed_job_tells_who_holds_it_and_until_when(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     clock.advance(3)
     (job,) = await queue.reserve(worker_id="host:1", lease_seconds=7.5)
@@ -229,14 +230,14 @@ async def test_a_claimed_job_tells_who_holds_it_and_until_when(queue: AnyQueue, 
     assert await kept(queue, job.id) == job
 
 
-async def test_a_running_job_is_not_given_out_again(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_running_job_is_not_given_out_again(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     await claim_one(queue, lease_seconds=10)
     clock.advance(9.999)
     assert await claim(queue) == []
 
 
-async def test_every_claim_has_a_token_of_its_own_that_cannot_be_guessed(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_every_claim_has_a_token_of_its_own_that_cannot_be_guessed(queue: AnyQueue, clock: FakeClock) -> None:
     for _ in range(3):
         await queue.enqueue("a")
     tokens = [job.token for job in await claim(queue, limit=3)]

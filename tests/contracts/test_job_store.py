@@ -12,7 +12,8 @@ from svc_infra.db import Outbox
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
 from svc_infra.jobs._sql import SqlJobQueue
 from svc_infra.jobs.job import Job, JobState
-from tests.contracts.conftest import AnyQueue, Backend, ManualClock, claim, claim_one, kept
+from svc_infra.testing import FakeClock
+from tests.contracts.conftest import AnyQueue, Backend, claim, claim_one, kept
 
 # ------------------------------------------------------------------------------------------------------------ questions
 
@@ -33,7 +34,7 @@ async def test_an_unknown_job_is_none(queue: AnyQueue) -> None:
     assert await queue.get("nobody") is None
 
 
-async def test_the_newest_jobs_are_listed_first(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_the_newest_jobs_are_listed_first(queue: AnyQueue, clock: FakeClock) -> None:
     for number in range(5):
         await queue.enqueue("a", {"n": number}, priority=number % 2, delay_seconds=float(number % 3))
         clock.advance(1)
@@ -62,7 +63,7 @@ async def test_every_state_is_counted(queue: AnyQueue) -> None:
     assert (await queue.stats()).counts == dict.fromkeys(JobState, 1)
 
 
-async def test_the_age_of_the_oldest_due_job_is_told(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_the_age_of_the_oldest_due_job_is_told(queue: AnyQueue, clock: FakeClock) -> None:
     assert (await queue.stats()).oldest_due_age_seconds == 0.0
     await queue.enqueue("low", queue="other", priority=-1, delay_seconds=10)
     assert (await queue.stats()).oldest_due_age_seconds == 0.0
@@ -79,7 +80,7 @@ async def test_the_age_of_the_oldest_due_job_is_told(queue: AnyQueue, clock: Man
 # ------------------------------------------------------------------------------------------------------- second chances
 
 
-async def test_a_dead_job_runs_again_with_its_attempts_counted_from_zero(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_dead_job_runs_again_with_its_attempts_counted_from_zero(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a", {"n": 1}, max_attempts=1, unique_key="key")
     job = await claim_one(queue)
     await queue.progress(job, done=5, total=9)
@@ -95,7 +96,7 @@ async def test_a_dead_job_runs_again_with_its_attempts_counted_from_zero(queue: 
     await queue.ack(again)
 
 
-async def test_a_job_that_died_with_its_workers_runs_again(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_job_that_died_with_its_workers_runs_again(queue: AnyQueue, clock: FakeClock) -> None:
     job_id = await queue.enqueue("a", max_attempts=1)
     await claim_one(queue, lease_seconds=1)
     clock.advance(1)
@@ -120,7 +121,7 @@ async def test_only_dead_and_cancelled_jobs_can_be_put_back(state: JobState, que
     assert (await kept(queue, job_id)).state is state
 
 
-async def test_a_cancelled_job_is_never_given_out(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_a_cancelled_job_is_never_given_out(queue: AnyQueue, clock: FakeClock) -> None:
     now = await queue.enqueue("a", priority=3)
     later = await queue.enqueue("a", delay_seconds=5)
     for job_id in (now, later):
@@ -146,7 +147,7 @@ async def test_an_unknown_job_can_be_neither_cancelled_nor_put_back(queue: AnyQu
 
 
 async def test_purging_deletes_finished_jobs_of_that_age_and_keeps_the_dead_letter(
-    queue: AnyQueue, clock: ManualClock
+    queue: AnyQueue, clock: FakeClock
 ) -> None:
     await in_every_state(queue)
     clock.advance(59)
@@ -158,7 +159,7 @@ async def test_purging_deletes_finished_jobs_of_that_age_and_keeps_the_dead_lett
     assert {job.id for job in await queue.list()} == {"fresh", "ready", "running", "dead"}
 
 
-async def test_purging_is_bounded_and_begins_with_what_finished_first(queue: AnyQueue, clock: ManualClock) -> None:
+async def test_purging_is_bounded_and_begins_with_what_finished_first(queue: AnyQueue, clock: FakeClock) -> None:
     for number in range(5):
         await queue.enqueue("a", job_id=f"job-{number}")
     for job in await claim(queue, limit=5):

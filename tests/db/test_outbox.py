@@ -111,7 +111,8 @@ async def test_positions_of_one_key_follow_the_order_of_the_commits(postgres_db:
             await Outbox().add(session, "orders", "fast", key="k")
         committed.append("fast")
 
-    await asyncio.gather(slow(), fast())
+    async with asyncio.timeout(30):
+        await asyncio.gather(slow(), fast())
     assert committed == ["free", "slow", "fast"]
     assert [row.payload for row in await rows(postgres_db) if row.key == "k"] == ["slow", "fast"]
 

@@ -18,9 +18,10 @@ from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.jobs import InMemoryJobQueue, JobQueue, JobState, JobStore, RedisJobQueue, SqlJobQueue, every, task
 from svc_infra.jobs.add import add_jobs, contribute_tasks, plan_of, purge_finished
 from svc_infra.jobs.http import JobQueueDep, JobStoreDep
+from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 from svc_infra.wiring import Part, wiring_of
-from tests.jobs.working import ManualClock, until, until_state
+from tests.jobs.working import until, until_state
 
 
 @task
@@ -232,7 +233,7 @@ async def test_readiness_asks_the_queue_and_the_worker(valkey_url: str) -> None:
 
 
 async def test_finished_jobs_are_purged_when_their_retention_is_over() -> None:
-    clock = ManualClock()
+    clock = FakeClock()
     queue = InMemoryJobQueue(clock=clock)
     app = made(jobs={"driver": "memory", "retention_seconds": 3600, "poll_interval_seconds": 0.01})
     wiring_of(app).provide(Clock, clock)

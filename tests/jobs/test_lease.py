@@ -10,8 +10,9 @@ from svc_infra.jobs import InMemoryJobQueue, JobState, task
 from svc_infra.jobs.retry import Outage
 from svc_infra.jobs.worker import Attempt, Heartbeat, Stop
 from svc_infra.obs.metrics import Metrics
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring
-from tests.jobs.working import ManualClock, UnreliableQueue, measured, until, until_state, working
+from tests.jobs.working import UnreliableQueue, measured, until, until_state, working
 
 
 @task
@@ -26,7 +27,7 @@ def wiring() -> Wiring:
 
 
 async def test_the_outcome_of_an_attempt_that_lost_its_job_is_dropped(wiring: Wiring) -> None:
-    clock = ManualClock()
+    clock = FakeClock()
     queue = InMemoryJobQueue(clock=clock)
     go_on = asyncio.Event()
 
@@ -49,7 +50,7 @@ async def test_the_outcome_of_an_attempt_that_lost_its_job_is_dropped(wiring: Wi
 
 
 async def test_a_handler_whose_lease_is_lost_is_cancelled(wiring: Wiring) -> None:
-    clock = ManualClock()
+    clock = FakeClock()
     queue = InMemoryJobQueue(clock=clock)
     cancelled = asyncio.Event()
 
@@ -71,7 +72,7 @@ async def test_a_handler_whose_lease_is_lost_is_cancelled(wiring: Wiring) -> Non
 
 
 async def test_a_heartbeat_renews_what_is_held_and_stops_what_is_lost() -> None:
-    clock = ManualClock()
+    clock = FakeClock()
     queue = InMemoryJobQueue(clock=clock)
     for _ in range(2):
         await nothing.options(on=queue).enqueue()

@@ -18,6 +18,7 @@ from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.jobs._redis import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from tests.servers import free_port
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def test_every_key_lies_in_the_slot_of_the_prefix(queue: RedisJobQueue, cl
 
 
 async def test_a_cluster_runs_every_step(tmp_path: Path) -> None:
-    with ValkeyServer(data_dir=tmp_path, config={"cluster-enabled": "yes"}) as server:
+    with ValkeyServer(port=free_port(), data_dir=tmp_path, config={"cluster-enabled": "yes"}) as server:
         async with redis.Redis.from_url(server.connection_url) as single:
             await single.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             async with asyncio.timeout(10):
@@ -240,7 +241,7 @@ async def test_a_wait_that_is_cancelled_leaves_the_client_in_order(queue: RedisJ
 
 async def test_jobs_and_workers_survive_a_restart_of_a_server_that_keeps_its_data(tmp_path: Path) -> None:
     config = {"appendonly": "yes", "appendfsync": "always"}
-    server = ValkeyServer(data_dir=tmp_path, config=config, persist=True)
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path, config=config, persist=True)
     server.start()
     queue = RedisJobQueue(server.connection_url)
     await queue.enqueue("a", job_id="before")

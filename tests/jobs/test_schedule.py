@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
 from svc_infra.jobs import InMemoryJobQueue, Schedule, Scheduler, cron, every, task
 from svc_infra.jobs.schedule import CATCH_UP_SECONDS, Cron
-from tests.jobs.working import START, ManualClock, until
+from svc_infra.testing import FakeClock
+from tests.jobs.working import START, until
 
 DAY = timedelta(days=1)
 YEAR = [datetime(2026, 1, 1, tzinfo=UTC) + number * DAY for number in range(365)]
@@ -122,7 +123,7 @@ async def test_a_schedule_that_fails_stops_no_other_and_is_caught_up_later(caplo
 
 
 async def test_a_running_scheduler_stores_what_becomes_due_until_it_is_stopped() -> None:
-    queue, clock = InMemoryJobQueue(), ManualClock()
+    queue, clock = InMemoryJobQueue(), FakeClock(START)
     scheduler = Scheduler(queue, clock=clock, catch_up_seconds=0)
     scheduler.add(every(0.02, report))
     running = asyncio.create_task(scheduler.run())

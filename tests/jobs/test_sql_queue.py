@@ -19,7 +19,7 @@ from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
 from svc_infra.jobs._sql import SqlJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobState
-from tests.contracts.conftest import ManualClock
+from svc_infra.testing import FakeClock
 
 
 async def claim_one(queue: SqlJobQueue, **options: Any) -> Job:
@@ -171,7 +171,7 @@ async def test_a_transaction_that_finishes_a_job_delays_no_other_lease(postgres_
 async def test_a_long_transaction_on_sqlite_costs_no_worker_of_this_process_its_lease(
     sqlite_db: AsyncDatabase,
 ) -> None:
-    clock = ManualClock()
+    clock = FakeClock()
     queue = SqlJobQueue(sqlite_db, clock=clock)
     await queue.enqueue("a")
     job = await claim_one(queue, lease_seconds=15)

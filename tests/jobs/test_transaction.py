@@ -12,8 +12,9 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.db.sql.migrate import upgrade
 from svc_infra.errors import UnavailableError
 from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobQueue, JobState, RedisJobQueue, SqlJobQueue, task
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring
-from tests.jobs.working import ManualClock, until_state, working
+from tests.jobs.working import until_state, working
 
 
 @task
@@ -72,7 +73,7 @@ async def test_a_handler_that_fails_has_no_effect(db: AsyncDatabase) -> None:
 
 
 async def test_an_attempt_that_lost_its_job_has_no_effect_either(db: AsyncDatabase) -> None:
-    clock = ManualClock()
+    clock = FakeClock()
     queue = SqlJobQueue(db, clock=clock)
     waits, go_on = asyncio.Event(), asyncio.Event()
 

@@ -14,8 +14,9 @@ from svc_infra.jobs import Cancel, InMemoryJobQueue, Job, JobContext, JobQueue, 
 from svc_infra.jobs.task import Task
 from svc_infra.obs import context
 from svc_infra.obs.metrics import Metrics
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring, current_wiring
-from tests.jobs.working import START, ManualClock, measured, until, until_state, working
+from tests.jobs.working import START, measured, until, until_state, working
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ async def test_arguments_are_validated_again_before_they_run(queue: InMemoryJobQ
 
 
 async def test_a_failure_is_tried_again_after_its_backoff_and_then_counts_for_nothing() -> None:
-    clock = ManualClock()
+    clock = FakeClock(START)
     queue = InMemoryJobQueue(clock=clock)
 
     @task(backoff_seconds=10)
@@ -173,7 +174,7 @@ async def test_a_job_out_of_attempts_is_dead_and_tells_what_was_raised_and_where
 
 
 async def test_retry_chooses_the_time_of_the_next_attempt() -> None:
-    clock = ManualClock()
+    clock = FakeClock(START)
     queue = InMemoryJobQueue(clock=clock)
 
     @task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from svc_infra.errors import UnavailableError
@@ -14,19 +14,6 @@ from svc_infra.obs.metrics import Metrics
 from svc_infra.wiring import Wiring
 
 START = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
-
-
-class ManualClock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.time = START
-
-    def now(self) -> datetime:
-        return self.time
-
-    def advance(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
 
 
 class UnreliableQueue(InMemoryJobQueue):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -24,24 +23,12 @@ from svc_infra.security.add import add_auth_users
 from svc_infra.security.models import User
 from svc_infra.security.passwords import PasswordHasher
 from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 from svc_infra.wiring import wiring_of
 
 SECRET = SecretStr("a test secret of more than 32 bytes, no less")
 PASSWORD = "correct horse battery"
-
-
-@dataclass
-class FakeClock:
-    """Time passes only when a test says so."""
-
-    time: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-    def now(self) -> datetime:
-        return self.time
-
-    def advance(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
 
 
 @dataclass

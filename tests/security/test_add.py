@@ -9,7 +9,8 @@ from svc_infra.db.add import add_db
 from svc_infra.errors import ConfigurationError, MissingSecretError
 from svc_infra.security.add import add_auth_users
 from svc_infra.security.http import RequireUser
-from tests.security.conftest import PASSWORD, FakeClock, assert_problem, running, service
+from svc_infra.testing import FakeClock
+from tests.security.conftest import PASSWORD, assert_problem, running, service
 
 ACCOUNT = {"email": "new@example.com", "password": PASSWORD}
 

@@ -18,8 +18,9 @@ from svc_infra.security.http import Identity, OptionalIdentity, RequireUser
 from svc_infra.security.models import RefreshToken, Session, User
 from svc_infra.security.permissions import PERMISSION_REGISTRY, RequirePermission, RequireRoles
 from svc_infra.security.tokens import KeyRing
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
-from tests.security.conftest import PASSWORD, Client, FakeClock, assert_problem, running, service
+from tests.security.conftest import PASSWORD, Client, assert_problem, running, service
 from tests.security.test_tokens import claims_at, forge
 
 

@@ -15,7 +15,8 @@ from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security import Device, Sessions, TokenPair
 from svc_infra.security.models import RefreshToken, Session, User
 from svc_infra.security.tokens import KeyRing
-from tests.security.conftest import SECRET, FakeClock, World, sessions_for
+from svc_infra.testing import FakeClock
+from tests.security.conftest import SECRET, World, sessions_for
 
 GRACE = 10
 

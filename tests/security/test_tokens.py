@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security.tokens import LEEWAY_SECONDS, AccessTokens, KeyRing
-from tests.security.conftest import SECRET, FakeClock, tokens_for
+from svc_infra.testing import FakeClock
+from tests.security.conftest import SECRET, tokens_for
 
 USER, SESSION = uuid4(), uuid4()
 KEY = KeyRing(SECRET).derived("access-token")[0]

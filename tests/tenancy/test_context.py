@@ -16,8 +16,9 @@ from svc_infra.security.models import Organization, User
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.tenancy.context import Tenancy, TenantQuestion, TenantResolver, set_tenant_resolver
 from svc_infra.tenancy.http import OptionalTenantId, RequireTenantRole, TenantId
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
-from tests.security.conftest import Client, FakeClock, assert_problem, running, service
+from tests.security.conftest import Client, assert_problem, running, service
 
 Serve = Callable[..., AbstractAsyncContextManager[Client]]
 

@@ -87,7 +87,7 @@ class Entry:
 
     def is_alive(self) -> bool:
         """Whether none of its tags was invalidated."""
-        return not any([tag.dead for tag in self.tags])
+        return not any(tag.dead for tag in self.tags)
 
 
 class Memory:
@@ -160,8 +160,9 @@ class Memory:
                     self._evict()
             if type(entry.value) is not int:
                 raise ValueError(key)
-            entry.value += by
-            return entry.value
+            total: int = entry.value + by
+            entry.value = total
+            return total
 
     def mark(self) -> int:
         """A point in the row of invalidations; see `put`."""
@@ -197,7 +198,7 @@ class Memory:
             self._changes.clear()
             self._changed += 1  # a mark from before is now older than all that is remembered
             for entries in (self.entries, self._small, self._main, self._ghosts):
-                entries.clear()  # type: ignore[attr-defined]
+                entries.clear()
             self.bytes = self._small_bytes = 0
 
     def _insert(self, entry: Entry, proven: bool) -> None:

@@ -13,12 +13,13 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import islice
 from struct import pack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svc_infra.cache import _scripts
 from svc_infra.cache._channel import Channel
+from svc_infra.cache.codec import FORMAT, FRESH_UNTIL_OFFSET_BYTES
 from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 from svc_infra.redis import connect, translating
 
@@ -99,7 +100,7 @@ class Shared:
         self._recovery: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._registered: dict[str, AsyncScript] = {}
+        self._scripts: dict[tuple[str, ...], AsyncScript] = {}
         self._client: Redis = self._connect()  # reads the URL now; the connections are made by the loop that uses them
 
     @property
@@ -141,11 +142,13 @@ class Shared:
 
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The values of these names, in one command."""
-        if len(names) == 1:
-            return [await self._ask(lambda client: client.get(_raw(names[0])))]
-        found: list[bytes | None] = []
+        found: list[Any] = []
         for some in _chunks(names):
-            found += await self._ask(lambda client, some=some: client.mget([_raw(name) for name in some]))
+            raw = [_raw(name) for name in some]
+            if len(raw) == 1:
+                found.append(await self._ask(lambda client, raw=raw: client.get(raw[0])))  # type: ignore[misc]
+            else:
+                found += await self._ask(lambda client, raw=raw: client.mget(raw))  # type: ignore[misc]
         return found
 
     # ----------------------------------------------------------------------------------------------------- computing
@@ -161,7 +164,7 @@ class Shared:
         token = secrets.token_hex(8)
         names = [_raw(name) for name in (key, self.lease_name(key), *tags)]
         terms = [token, _millis(keep_seconds + TAG_MARGIN_SECONDS), _millis(seconds), int(force)]
-        granted, raw, tokens = await self._script(_scripts.ACQUIRE, names, terms)
+        granted, raw, tokens = await self._script(("tokens", "acquire"), names, terms)
         found = dict(zip(tags, tokens, strict=True))
         return (Lease(key, token, seconds, found) if granted else None), raw, found
 
@@ -170,7 +173,7 @@ class Shared:
         if not tags:
             return {}
         terms = [secrets.token_hex(8), _millis(keep_seconds + TAG_MARGIN_SECONDS)]
-        return dict(zip(tags, await self._script(_scripts.TOKENS, [_raw(tag) for tag in tags], terms), strict=True))
+        return dict(zip(tags, await self._script(("tokens", "tag"), [_raw(tag) for tag in tags], terms), strict=True))
 
     @asynccontextmanager
     async def renewing(self, lease: Lease) -> AsyncIterator[None]:
@@ -196,12 +199,12 @@ class Shared:
         message = self.channel.message([lease.key]) if tell else b""
         names = [_raw(lease.key), _raw(self.lease_name(lease.key))]
         terms = [lease.token, raw, _millis(keep_seconds), self.channel.name, message]
-        return bool(await self._script(_scripts.STORE, names, terms))
+        return bool(await self._script(("store",), names, terms))
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back without a value."""
         try:
-            await self._script(_scripts.RELEASE, [_raw(self.lease_name(lease.key))], [lease.token])
+            await self._script(("release",), [_raw(self.lease_name(lease.key))], [lease.token])
         except SvcInfraError as error:
             _log.debug("cache.lease_not_released", exc_info=error)  # it ends by itself
 
@@ -230,7 +233,7 @@ class Shared:
         removed = 0
         try:
             for some in _chunks(names):
-                removed += await self._ask(lambda client, some=some: self._forget(client, some))
+                removed += await self._ask(lambda client, some=some: self._forget(client, some))  # type: ignore[misc]
         except SvcInfraError:
             self._remember(names)
             return None
@@ -238,12 +241,13 @@ class Shared:
 
     async def add(self, key: str, by: int, ttl_seconds: float) -> int:
         """Add to a counter; one that does not exist begins at 0 and lives this long."""
-        return int(await self._script(_scripts.ADD, [_raw(key)], [by, _millis(ttl_seconds)]))
+        return int(await self._script(("add",), [_raw(key)], [by, _millis(ttl_seconds)]))
 
     async def expire(self, key: str, ttl_seconds: float, fresh_until: float) -> bool:
         """Let a value live this long from now."""
-        terms = [_millis(ttl_seconds), pack(">d", fresh_until), self.channel.name, self.channel.message([key])]
-        return bool(await self._script(_scripts.EXPIRE, [_raw(key)], terms))
+        header = [FORMAT, FRESH_UNTIL_OFFSET_BYTES, pack(">d", fresh_until)]
+        terms = [_millis(ttl_seconds), *header, self.channel.name, self.channel.message([key])]
+        return bool(await self._script(("expire",), [_raw(key)], terms))
 
     async def clear(self) -> bool:
         """Forget everything under the prefix, in time that grows with all that Redis holds."""
@@ -264,10 +268,13 @@ class Shared:
             client_name="svc-infra-cache",
         )
 
-    async def _script(self, script: str, names: Sequence[bytes], terms: Sequence[Any]) -> Any:
-        if script not in self._registered:
-            self._registered[script] = self._client.register_script(script)
-        return await self._ask(lambda client: self._registered[script](keys=names, args=terms, client=client))
+    async def _script(self, parts: tuple[str, ...], names: Sequence[bytes], terms: Sequence[Any]) -> Any:
+        """Run one script: by its hash, and again with its text when the server does not know it."""
+        if parts not in self._scripts:
+            folder = files("svc_infra.cache") / "_lua"
+            text = "\n".join((folder / f"{part}.lua").read_text() for part in parts)
+            self._scripts[parts] = self._client.register_script(text)
+        return await self._ask(lambda client: self._scripts[parts](keys=names, args=terms, client=client))
 
     async def _ask(self, command: Callable[[Redis], Awaitable[T]]) -> T:
         self.attach()
@@ -344,7 +351,7 @@ class Shared:
         while True:
             await asyncio.sleep(lease.seconds / 3)
             try:
-                if not await self._script(_scripts.RENEW, name, [lease.token, _millis(lease.seconds)]):
+                if not await self._script(("renew",), name, [lease.token, _millis(lease.seconds)]):
                     return
             except SvcInfraError as error:
                 _log.debug("cache.lease_not_renewed", exc_info=error)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from svc_infra.cache._memory import Memory
 from svc_infra.cache._redis import RETRY_SECONDS, TIMEOUT_SECONDS, Shared
-from svc_infra.cache.codec import Codec, Stored, codec_of
+from svc_infra.cache.codec import codec_of
 from svc_infra.cache.keys import shortened
-from svc_infra.cache.loading import OUTAGE_TTL_SECONDS, Loader
+from svc_infra.cache.levels import OUTAGE_TTL_SECONDS, Levels
+from svc_infra.cache.loading import Loader
 from svc_infra.cache.metrics import Stats
-from svc_infra.cache.policy import DEFAULT_TTL_SECONDS, Duration, Policy, seconds_of
+from svc_infra.cache.policy import DEFAULT_TTL_SECONDS, Duration, seconds_of
 from svc_infra.errors import ConfigurationError, ConflictError, SvcInfraError
 from svc_infra.obs.context import current
 from svc_infra.types import Clock
@@ -35,10 +35,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_EXACT = Policy(jitter=0.0, early=0.0)
 _ANY = codec_of(Any)
-_COUNTER_LIMIT = 2**63
-_DIGITS = re.compile(rb"-?[0-9]+")
 
 
 class Cache:
@@ -112,16 +109,17 @@ class Cache:
                 listen=max_entries > 0,
             )
         memory_ttl_seconds = seconds_of("memory_ttl", memory_ttl)
-        self.loader = Loader(self.memory, self._shared, memory_ttl_seconds=memory_ttl_seconds, wall=self._wall)
+        self.levels = Levels(self.memory, self._shared, memory_ttl_seconds=memory_ttl_seconds, wall=self._wall)
+        self.loader = Loader(self.levels)
         self._stats = {"direct": self.stats}
 
     async def start(self) -> None:
         """Begin to listen to the other processes; the first use does this too."""
-        self.loader.attach()
+        self.levels.attach()
 
     async def close(self) -> None:
         """Stop what runs in the background and close every connection; the next use begins anew."""
-        await self.loader.close()
+        await self.levels.close()
         self.memory.flush()
 
     async def __aenter__(self) -> Self:
@@ -162,8 +160,8 @@ class Cache:
                 missing[self._key(key)] = key
         self.stats.hits += len(found)
         if missing and self._shared is not None:
-            self.loader.attach()
-            from_redis = await self._read(self._shared, list(missing), codec)
+            self.levels.attach()
+            from_redis = await self.levels.read_many(self._shared, list(missing), codec, self.stats)
             found |= {missing[name]: value for name, value in from_redis.items()}
             self.stats.shared_hits += len(from_redis)
             self.stats.misses += len(missing) - len(from_redis)
@@ -193,24 +191,11 @@ class Cache:
         self, values: Mapping[str, Any], ttl: Duration | None = None, *, tags: Iterable[str] = (), kind: Any = Any
     ) -> None:
         """Store values as `set` does, those of one call in one step."""
-        codec, ttl_seconds = codec_of(kind), self._ttl(ttl)
-        names, until = [self._tag(tag) for tag in tags], self._wall() + ttl_seconds
-        given = {self._key(key): value for key, value in values.items()}
-        payloads = {name: codec.encode(value) for name, value in given.items()}
-        counters = {name: value for name, value in given.items() if not names and _is_counter(value, codec)}
-        since = self.memory.mark()
-        try:
-            if self._shared is not None:
-                self.loader.attach()
-                await self._settled(self._write(self._shared, payloads, counters, names, ttl_seconds, codec))
-            is_current = self.memory.unchanged(since, [*given, *names])
-        finally:
-            self.memory.forget(list(given))
-        since = self.memory.mark()
-        for name, payload in payloads.items():
-            if is_current and (self._shared is None or name not in counters):
-                stored = Stored(codec.identity, until, 0.0, {}, payload)
-                self.loader.fill(self.loader.made(name, codec, _EXACT, stored, given[name]), names, since)
+        if self._shared is not None:
+            self.levels.attach()
+        named = {self._key(key): value for key, value in values.items()}
+        names = [self.tag_name(tag) for tag in tags]
+        await self.levels.write_many(named, codec_of(kind), names, self._ttl(ttl), self.stats)
 
     async def delete(self, *keys: str, session: Any = None) -> int | None:
         """Forget keys in every process.
@@ -242,7 +227,7 @@ class Cache:
         """
         name, ttl_seconds = self._key(key), self._ttl(ttl)
         if self._shared is not None:
-            self.loader.attach()
+            self.levels.attach()
             try:
                 return await self._shared.add(name, by, ttl_seconds)
             except SvcInfraError as error:
@@ -268,9 +253,9 @@ class Cache:
                 return False
             entry.fresh_until = entry.refresh_at = entry.dead_at = self.memory.clock() + ttl_seconds
             return True
-        self.loader.attach()
+        self.levels.attach()
         try:
-            return await self._settled(self._shared.expire(name, ttl_seconds, self._wall() + ttl_seconds))
+            return await self.levels.settled(self._shared.expire(name, ttl_seconds, self._wall() + ttl_seconds))
         except SvcInfraError:
             self.stats.errors["shared"] += 1
             return False
@@ -289,7 +274,7 @@ class Cache:
         Raises:
             ConfigurationError: There is a session, and the cache was made without `after_commit`.
         """
-        await self.invalidate([self._tag(tag) for tag in tags], session=session)
+        await self.invalidate([self.tag_name(tag) for tag in tags], session=session)
 
     async def invalidate(self, names: Sequence[str], *, session: Any = None) -> int | None:
         """Forget keys and tags by their full names, as cached functions do; otherwise like `delete`."""
@@ -304,25 +289,30 @@ class Cache:
             before = len(self.memory.entries)
             self.memory.forget(names)
             return before - len(self.memory.entries)
-        self.loader.attach()
+        self.levels.attach()
         try:
-            return await self._settled(self._shared.invalidate(names))
+            return await self.levels.settled(self._shared.invalidate(names))
         finally:
             self.memory.forget(names)  # after Redis, so that nothing older is read from there and kept here
 
     async def clear(self) -> None:
         """Forget everything in this namespace and version, in time that grows with all that Redis holds."""
         if self._shared is not None:
-            self.loader.attach()
-            await self._settled(self._shared.clear())
+            self.levels.attach()
+            await self.levels.settled(self._shared.clear())
         self.memory.flush()
 
     # ------------------------------------------------------------------------------------------------------------ own
 
     @property
+    def is_shared(self) -> bool:
+        """Whether there is a second level."""
+        return self._shared is not None
+
+    @property
     def is_connected(self) -> bool:
-        """Whether Redis is in use; True when there is none to be used."""
-        return self._shared is None or self._shared.is_up
+        """Whether the second level answers."""
+        return self._shared is not None and self._shared.is_up
 
     def all_stats(self) -> list[Stats]:
         """The counts of every cached function, and of the keys that are used directly."""
@@ -334,12 +324,16 @@ class Cache:
             name = "other"
         return self._stats.setdefault(name, Stats(name))
 
-    def _key(self, key: str) -> str:
-        tenant = current().tenant_id if self._by_tenant else ""
-        return shortened(f"{self.prefix}k{tenant!r}:{key}" if tenant else f"{self.prefix}k:{key}")
+    def key_name(self, key: str, tenant_id: str) -> str:
+        """A key's full name; the tenant is "" for none."""
+        return shortened(f"{self.prefix}k@{tenant_id!r}:{key}" if tenant_id else f"{self.prefix}k:{key}")
 
-    def _tag(self, tag: str) -> str:
+    def tag_name(self, tag: str) -> str:
+        """A tag's full name."""
         return shortened(f"{self.prefix}t:{tag}")
+
+    def _key(self, key: str) -> str:
+        return self.key_name(key, current().tenant_id if self._by_tenant else "")
 
     def _ttl(self, ttl: Duration | None) -> float:
         return self.default_ttl_seconds if ttl is None else seconds_of("ttl", ttl)
@@ -349,47 +343,6 @@ class Cache:
             self.memory.flush()
         else:
             self.memory.forget(names)
-
-    async def _settled(self, work: Coroutine[Any, Any, T]) -> T:
-        """Finish this even when the caller is cancelled meanwhile: half an invalidation is none."""
-        return await asyncio.shield(self.loader.spawn(work))
-
-    async def _read(self, shared: Shared, names: list[str], codec: Codec) -> dict[str, Any]:
-        since, values = self.memory.mark(), {}
-        try:
-            found = {name: raw for name, raw in zip(names, await shared.read(names), strict=True) if raw is not None}
-            tags = {name: stored.tags for name, raw in found.items() if (stored := Stored.unpack(raw))}
-            wanted = list({tag for some in tags.values() for tag in some})
-            tokens = dict(zip(wanted, await shared.read(wanted), strict=True))
-        except SvcInfraError:
-            self.stats.errors["shared"] += 1
-            return {}
-        for name, raw in found.items():
-            if codec is _ANY and _DIGITS.fullmatch(raw):
-                values[name] = int(raw)
-                continue
-            now = {tag: tokens[tag] for tag in tags.get(name, ())}
-            if (read := self.loader.read(name, codec, _EXACT, self.stats, raw, now)) is not None:
-                entry, values[name] = read
-                self.loader.fill(entry, list(now), since)
-        return values
-
-    async def _write(
-        self,
-        shared: Shared,
-        payloads: Mapping[str, bytes],
-        counters: Mapping[str, int],
-        tags: Sequence[str],
-        ttl_seconds: float,
-        codec: Codec,
-    ) -> None:
-        try:
-            tokens, until = await shared.tokens(tags, ttl_seconds), self._wall() + ttl_seconds
-            raw = {name: Stored(codec.identity, until, 0.0, tokens, one).pack() for name, one in payloads.items()}
-            await shared.write(raw | {name: str(one).encode() for name, one in counters.items()}, ttl_seconds)
-        except SvcInfraError:
-            self.stats.errors["shared"] += 1
-            await shared.invalidate(list(payloads))
 
 
 class MemoryCache(Cache):
@@ -413,7 +366,3 @@ class RedisCache(Cache):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, max_entries=0, **options)
-
-
-def _is_counter(value: Any, codec: Codec) -> bool:
-    return type(value) is int and codec is _ANY and abs(value) < _COUNTER_LIMIT

@@ -112,7 +112,7 @@ class Codec:
             back = self._decoder.decode(payload)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValidationError(f"A {type(value).__name__} cannot be cached as {self.kind}: {error}") from error
-        if type(back) is not type(value) or (back != value and value == value):  # noqa: PLR0124 - NaN is stored well
+        if type(back) is not type(value) or (back != value and value == value):  # NaN is stored well
             raise ValidationError(
                 f"This {type(value).__name__} would come out of the cache as another value: declare what it is."
             )
@@ -146,7 +146,7 @@ def is_immutable(value: Any) -> bool:
     if kind is tuple or kind is frozenset or (isinstance(value, tuple) and hasattr(kind, "_fields")):
         return all(map(is_immutable, value))
     if is_dataclass(value):
-        frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        frozen = kind.__dataclass_params__.frozen
         return frozen and all(is_immutable(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, msgspec.Struct):
         return kind.__struct_config__.frozen and all(is_immutable(getattr(value, n)) for n in kind.__struct_fields__)

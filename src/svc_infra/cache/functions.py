@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import replace
 from functools import update_wrapper
 from queue import Empty, SimpleQueue
 from types import MethodType, SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, get_type_hints, overload
 
-from svc_infra.cache._memory import MAX_FREQUENCY
+from svc_infra.cache._memory import MAX_FREQUENCY, Entry
 from svc_infra.cache.cache import Cache
 from svc_infra.cache.codec import codec_of
 from svc_infra.cache.keys import MAX_KEY_CHARACTERS, PLAIN, Arguments, Template, shortened
-from svc_infra.cache.loading import Call
-from svc_infra.cache.policy import DEFAULT_LEASE_SECONDS, Duration, Policy, seconds_of
-from svc_infra.errors import ConfigurationError
+from svc_infra.cache.loading import Call, Compute
+from svc_infra.cache.policy import DEFAULT_LEASE_SECONDS, DEFAULT_TTL_SECONDS, Duration, Policy, seconds_of
+from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.obs.context import current
 from svc_infra.wiring import Wiring, current_wiring
 
@@ -31,6 +30,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 Tags = Iterable[str] | Callable[..., Iterable[str]]
+
+_Given = tuple[tuple[Any, ...], dict[str, Any]]  # what a function is called with
 
 
 class _Plan:
@@ -48,17 +49,32 @@ class _Plan:
         self.prefix = f"{cache.prefix}f:{name}"
         self.stats = cache.stats_of(name)
 
+    def hit(self, key: str) -> Entry | None:
+        """The entry, if there is nothing to do about it; this waits for nothing and makes nothing."""
+        entry = self.entries.get(key)
+        if (
+            entry is not None
+            and self.clock() < entry.refresh_at
+            and entry.codec is self.codec
+            and (not entry.tags or entry.is_alive())
+        ):
+            self.stats.hits += 1
+            if entry.frequency < MAX_FREQUENCY:
+                entry.frequency += 1
+            return entry
+        return None
+
 
 class _Cached(Generic[P, R]):
     """What cached functions have in common."""
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(
         self,
         function: Callable[..., Any],
+        policy_of: Callable[[float], Policy],
         *,
-        policy: Policy,
-        has_ttl: bool,
-        has_negative_ttl: bool,
         key: str | Callable[..., str] | None,
         tags: Tags,
         ignore: Iterable[str],
@@ -66,23 +82,20 @@ class _Cached(Generic[P, R]):
         kind: Any,
         cache: Cache | None,
     ) -> None:
-        update_wrapper(self, function)
-        self.__wrapped__ = function
+        update_wrapper(cast(Any, self), function)
         self._arguments = Arguments(function, ignore)
         self._arity = self._arguments.arity if key is None else -1
         self._key = Template(key, self._arguments) if isinstance(key, str) else key
         self._tags = tags if callable(tags) else [Template(tag, self._arguments) for tag in tags]
         self._by_tenant = by_tenant
         self._kind = kind
-        self._policy, self._has_ttl, self._has_negative_ttl = policy, has_ttl, has_negative_ttl
+        self._policy_of = policy_of
         self._cache = cache
-        self._wiring: Wiring | None = None
-        self._plan: _Plan | None = None
+        self._bound: tuple[Wiring | None, _Plan] | None = None  # one value, so that threads of two apps never mix them
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The full name of these arguments' result, for the tenant in context."""
-        plan = self._planned()
-        return self._locate(plan, args, kwargs)
+        return self._locate(self._planned(), args, kwargs)
 
     def tags(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
         """The full names of the result's tags."""
@@ -97,8 +110,9 @@ class _Cached(Generic[P, R]):
     def _planned(self) -> _Plan:
         """The plan for the cache of the app that runs here, or the one that was given."""
         wiring = current_wiring() if self._cache is None else None
-        if self._plan is not None and wiring is self._wiring:
-            return self._plan
+        bound = self._bound
+        if bound is not None and bound[0] is wiring:
+            return bound[1]
         if self._cache is not None:
             cache = self._cache
         elif wiring is not None:
@@ -108,12 +122,10 @@ class _Cached(Generic[P, R]):
                 f"{self._arguments.name} is called outside of an app, so it has no cache: give @cached a cache=, or "
                 "call it inside `with wiring.active()`."
             )
-        policy, ttl = self._policy, self._policy.ttl_seconds if self._has_ttl else cache.default_ttl_seconds
-        negative = policy.negative_ttl_seconds if self._has_negative_ttl else ttl
-        policy = replace(policy, ttl_seconds=ttl, negative_ttl_seconds=negative)
-        self._plan = _Plan(cache, self._arguments.name, self._returned(), policy)
-        self._wiring = wiring
-        return self._plan
+        policy = self._policy_of(cache.default_ttl_seconds)
+        plan = _Plan(cache, self._arguments.name, self._returned(), policy)
+        self._bound = (wiring, plan)
+        return plan
 
     def _returned(self) -> Any:
         """What the function says that it returns; anything, when it says nothing."""
@@ -130,9 +142,9 @@ class _Cached(Generic[P, R]):
 
     def _locate(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         tenant = current().tenant_id if self._by_tenant else ""
+        if isinstance(self._key, Template):
+            return plan.cache.key_name(self._key.fill(self._arguments.named(args, kwargs), quoted=True), tenant)
         if self._key is not None:
-            if isinstance(self._key, Template):
-                return plan.cache.key_name(self._key.fill(self._arguments.named(args, kwargs), quoted=True), tenant)
             return plan.cache.key_name(self._key(*args, **kwargs), tenant)
         if kwargs or len(args) != self._arity or not PLAIN.issuperset(map(type, args)):
             text = self._arguments.text(args, kwargs)
@@ -141,16 +153,8 @@ class _Cached(Generic[P, R]):
         key = f"{plan.prefix}@{tenant!r}{text}" if tenant else f"{plan.prefix}{text}"
         return key if len(key) <= MAX_KEY_CHARACTERS else shortened(key)
 
-    def _call(
-        self,
-        plan: _Plan,
-        key: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        compute: Callable[[], Awaitable[Any]],
-        recompute: Callable[[], Awaitable[Any]],
-    ) -> Call:
-        tags = self.tags(*args, **kwargs) if self._tags else ()
+    def _call(self, plan: _Plan, key: str, given: _Given, compute: Compute, recompute: Compute) -> Call:
+        tags = self.tags(*given[0], **given[1]) if self._tags else ()
         return Call(key, tags, plan.codec, plan.policy, plan.stats, compute, recompute)
 
 
@@ -161,16 +165,8 @@ class CachedFunction(_Cached[P, R]):
         """The result, from the cache or computed."""
         plan = self._planned()
         key = self._locate(plan, args, kwargs)
-        entry = plan.entries.get(key)  # a hit: nothing here waits, locks or allocates more than the key
-        if (
-            entry is not None
-            and plan.clock() < entry.refresh_at
-            and entry.codec is plan.codec
-            and (not entry.tags or entry.is_alive())
-        ):
-            plan.stats.hits += 1
-            if entry.frequency < MAX_FREQUENCY:
-                entry.frequency += 1
+        entry = plan.hit(key)
+        if entry is not None:
             return cast(R, entry.get() if entry.encoded else entry.value)
         return cast(R, await plan.loader.serve(self._asked(plan, key, args, kwargs)))
 
@@ -198,7 +194,7 @@ class CachedFunction(_Cached[P, R]):
         def compute() -> Awaitable[R]:
             return cast(Awaitable[R], self.__wrapped__(*args, **kwargs))
 
-        return self._call(plan, key, args, kwargs, compute, compute)
+        return self._call(plan, key, (args, kwargs), compute, compute)
 
 
 class CachedSyncFunction(_Cached[P, R]):
@@ -213,44 +209,34 @@ class CachedSyncFunction(_Cached[P, R]):
         """The result, from the cache or computed."""
         plan = self._planned()
         key = self._locate(plan, args, kwargs)
-        entry = plan.entries.get(key)
-        if (
-            entry is not None
-            and plan.clock() < entry.refresh_at
-            and entry.codec is plan.codec
-            and (not entry.tags or entry.is_alive())
-        ):
-            plan.stats.hits += 1
-            if entry.frequency < MAX_FREQUENCY:
-                entry.frequency += 1
+        entry = plan.hit(key)
+        if entry is not None:
             return cast(R, entry.get() if entry.encoded else entry.value)
-        caller = _caller(plan, lambda: self.__wrapped__(*args, **kwargs))
+        call, caller = self._asked(plan, key, args, kwargs)
         if caller is not None:
-            call = self._asked(plan, key, args, kwargs, caller)
             return cast(R, caller.wait(plan.loader.serve(call)))
-        return self._alone(plan, key, args, kwargs)
+        return cast(R, plan.loader.serve_alone(call, lambda: self.__wrapped__(*args, **kwargs)))
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, computed anew; for every process where that can be waited for."""
         plan = self._planned()
-        key = self._locate(plan, args, kwargs)
-        caller = _caller(plan, lambda: self.__wrapped__(*args, **kwargs))
+        call, caller = self._asked(plan, self._locate(plan, args, kwargs), args, kwargs)
         if caller is not None:
-            return cast(R, caller.wait(plan.loader.refresh(self._asked(plan, key, args, kwargs, caller))))
+            return cast(R, caller.wait(plan.loader.refresh(call)))
         self.invalidate(*args, **kwargs)
-        return self._alone(plan, key, args, kwargs)
+        return cast(R, plan.loader.serve_alone(call, lambda: self.__wrapped__(*args, **kwargs)))
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of these arguments; in the loop's own thread the other processes hear of it a bit later."""
         plan = self._planned()
         names = [self._locate(plan, args, kwargs)]
-        caller = _caller(plan, lambda: None)
+        caller = _caller_of(plan, lambda: None)
         if caller is not None:
             caller.wait(plan.cache.invalidate(names))
             return
         plan.cache.memory.forget(names)
-        if plan.loader.is_here():
-            plan.loader.spawn(plan.cache.invalidate(names))
+        if plan.cache.levels.is_here():
+            plan.cache.levels.spawn(plan.cache.invalidate(names))
 
     @overload
     def __get__(self, instance: None, owner: type) -> CachedSyncFunction[P, R]: ...
@@ -260,8 +246,156 @@ class CachedSyncFunction(_Cached[P, R]):
         """As a method; `invalidate` and the like then take the instance as their first argument."""
         return self if instance is None else MethodType(self, instance)
 
-    def _asked(self, plan: _Plan, key: str, args: tuple[Any, ...], kwargs: dict[str, Any], caller: _Caller) -> Call:
+    def _asked(
+        self, plan: _Plan, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Call, _Caller | None]:
         async def recompute() -> Any:
             return await asyncio.to_thread(self.__wrapped__, *args, **kwargs)
 
-        return self._call(plan, key, args, kwargs, caller.compute, recompute)
+        caller = _caller_of(plan, lambda: self.__wrapped__(*args, **kwargs))
+        compute = recompute if caller is None else caller.compute
+        return self._call(plan, key, (args, kwargs), compute, recompute), caller
+
+
+class _Caller:
+    """A thread that waits for a coroutine in the event loop, and meanwhile runs its function when that is asked of it.
+
+    The function runs in the caller's own thread, so no pool of threads can run dry, however deep such calls nest.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
+        self._loop = loop
+        self._function = function
+        self._asked: SimpleQueue[asyncio.Future[tuple[Any, BaseException | None]] | None] = SimpleQueue()
+
+    async def compute(self) -> Any:
+        """Run in the loop: have the thread call its function."""
+        answer: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
+        self._asked.put(answer)
+        value, error = await answer
+        if error is not None:
+            raise error
+        return value
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run in the thread: what comes out of the coroutine.
+
+        Raises:
+            UnavailableError: The event loop stopped.
+        """
+        outcome = asyncio.run_coroutine_threadsafe(work, self._loop)
+        outcome.add_done_callback(lambda _: self._asked.put(None))
+        while True:
+            try:
+                answer = self._asked.get(timeout=LOOP_CHECK_SECONDS)
+            except Empty:
+                if not self._loop.is_running():
+                    raise UnavailableError("The event loop has stopped.") from None
+                continue
+            if answer is None:
+                return outcome.result()
+            value, error = None, None
+            try:
+                value = self._function()
+            except BaseException as raised:  # noqa: BLE001 - it is raised again where it was asked for
+                error = raised
+            self._loop.call_soon_threadsafe(_answer, answer, (value, error))
+
+
+def _answer(answer: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
+    if not answer.done():
+        answer.set_result(outcome)
+
+
+def _caller_of(plan: _Plan, function: Callable[[], Any]) -> _Caller | None:
+    """A caller in the cache's loop; None when there is none to wait for, or it is the one that would wait."""
+    loop = plan.cache.levels.loop
+    if loop is None or not loop.is_running():
+        return None
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _Caller(loop, function)
+    return None
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CachedFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> CachedSyncFunction[P, R]: ...
+
+
+def cached(
+    ttl: Duration | None = None,
+    *,
+    key: str | Callable[..., str] | None = None,
+    tags: Tags = (),
+    ignore: Iterable[str] = (),
+    negative_ttl: Duration | None = None,
+    stale_while_revalidate: Duration = 0.0,
+    stale_if_error: Duration = 0.0,
+    jitter: float = 0.1,
+    early: float = 1.0,
+    by_tenant: bool = True,
+    share: bool = False,
+    kind: Any = None,
+    lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    cache: Cache | None = None,
+) -> _Decorator:
+    """Cache the results of an async or plain function: `@cached(ttl=300)`.
+
+    Callers who want the same at the same time wait for one computation, also across processes. Results are kept by the
+    app's cache (`add_cache`) and stored by type: what the function says that it returns. A caller may change what it
+    gets without changing it for others. An exception is given to everybody who waits, and not kept.
+
+    Args:
+        ttl: How long a result is fresh, in seconds or a timedelta; `CACHE_DEFAULT_TTL_SECONDS` when left out.
+        key: Instead of the function's name and all arguments: a template such as `user:{user_id}`, or a function of the
+            same arguments. It is a key as `Cache.get` and `Cache.delete` know it.
+        tags: Templates such as `user:{user_id}`, or a function of the same arguments; see `Cache.invalidate_tags`.
+        ignore: Arguments that do not change the result, such as a session.
+        negative_ttl: The same as `ttl` for the result None; 0 does not keep it.
+        stale_while_revalidate: How long after its time a result is still given out while a new one is computed in the
+            background (RFC 5861), in seconds or a timedelta. The function must then work after the request has ended.
+        stale_if_error: How long after its time a result is given out when the function raises.
+        jitter: The part of the time to live that is taken off at random, from 0 to 1.
+        early: How eagerly a result is renewed in the background before it ends, relative to how long it takes to
+            compute; 0 never does.
+        by_tenant: Whether each tenant has results of their own.
+        share: Hand the same object to all callers, who promise not to change it. What cannot be changed always is.
+        kind: What the function returns, where its annotation does not say it.
+        lease_seconds: How long other processes wait for one that dies while it computes.
+        cache: Instead of the app's.
+
+    Raises:
+        ConfigurationError: A number or a template is wrong. At the first call: there is no cache, or what the function
+            returns cannot be stored.
+    """
+
+    def policy_of(default_ttl_seconds: float) -> Policy:
+        fresh = default_ttl_seconds if ttl is None else seconds_of("ttl", ttl)
+        return Policy(
+            ttl_seconds=fresh,
+            negative_ttl_seconds=(
+                fresh if negative_ttl is None else seconds_of("negative_ttl", negative_ttl, positive=False)
+            ),
+            stale_while_revalidate_seconds=seconds_of("stale_while_revalidate", stale_while_revalidate, positive=False),
+            stale_if_error_seconds=seconds_of("stale_if_error", stale_if_error, positive=False),
+            jitter=jitter,
+            early=early,
+            share=share,
+            lease_seconds=seconds_of("lease_seconds", lease_seconds),
+        )
+
+    policy_of(DEFAULT_TTL_SECONDS)  # what is wrong is said when the function is defined
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(f"{function.__qualname__} is a generator: only what returns once can be cached.")
+        made = CachedFunction if inspect.iscoroutinefunction(function) else CachedSyncFunction
+        return made(function, policy_of, key=key, tags=tags, ignore=ignore, by_tenant=by_tenant, kind=kind, cache=cache)
+
+    return cast(_Decorator, decorate)

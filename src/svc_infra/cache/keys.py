@@ -116,7 +116,7 @@ def _inside(value: Any) -> str:
         return text_of(value.value)
     for plain in (str, int, float, bytes):
         if isinstance(value, plain):
-            return plain.__repr__(value)  # type: ignore[arg-type]
+            return plain.__repr__(value)
     if isinstance(value, PurePath):
         return repr(str(value))
     if isinstance(value, tuple):

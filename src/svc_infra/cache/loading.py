@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svc_infra.cache._memory import Entry, Memory
+from svc_infra.cache._memory import Entry
 from svc_infra.cache._redis import Lease, Shared
-from svc_infra.cache.codec import Codec, Stored, is_immutable
+from svc_infra.cache.codec import Codec, Stored
+from svc_infra.cache.levels import Levels
 from svc_infra.cache.metrics import Stats
 from svc_infra.cache.policy import Policy
 from svc_infra.errors import SvcInfraError, ValidationError
@@ -22,8 +23,8 @@ FIRST_POLL_SECONDS = 0.005
 MAX_POLL_SECONDS = 0.05
 ERROR_PAUSE_SECONDS = 1.0
 """How long a stale result is given out without another try after computing a new one has failed."""
-OUTAGE_TTL_SECONDS = 5.0
-"""How long memory is believed while nobody can say what other processes invalidate."""
+
+Compute = Callable[[], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class Call:
     codec: Codec
     policy: Policy
     stats: Stats
-    compute: Callable[[], Awaitable[Any]]
-    recompute: Callable[[], Awaitable[Any]]
+    compute: Compute
+    recompute: Compute
 
 
 class _Flight:
@@ -85,49 +86,21 @@ class Loader:
     """Finds and computes the results of one cache.
 
     Args:
-        memory: The first level.
-        shared: The second level; None when there is none.
-        memory_ttl_seconds: Longest life of what the first level has from the second.
-        wall: The Unix time.
+        levels: Where they are kept.
     """
 
-    def __init__(
-        self, memory: Memory, shared: Shared | None, *, memory_ttl_seconds: float, wall: Callable[[], float]
-    ) -> None:
-        self.memory = memory
-        self.shared = shared
-        self.loop: asyncio.AbstractEventLoop | None = None  # where coroutines of this cache run
-        self._memory_ttl_seconds = memory_ttl_seconds
-        self._wall = wall
+    def __init__(self, levels: Levels) -> None:
+        self._levels = levels
+        self._memory = levels.memory
+        self._shared = levels.shared
         self._flights: dict[str, _Flight] = {}
-        self._background: set[asyncio.Task[Any]] = set()
-
-    def attach(self) -> None:
-        """Work in the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop is not self.loop:
-            self.loop = loop
-            self._flights.clear()
-            self._background.clear()
-            if self.shared is not None:
-                self.shared.attach()
-
-    async def close(self) -> None:
-        """Stop what runs in the background."""
-        running = list(self._background)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        self.loop = None
-        if self.shared is not None:
-            await self.shared.close()
 
     async def serve(self, call: Call) -> Any:
         """The result: from memory, from the second level, or computed."""
-        self.attach()
-        entry = self.memory.get(call.key, call.codec)
+        self._levels.attach()
+        entry = self._memory.get(call.key, call.codec)
         if entry is not None:
-            now = self.memory.clock()
+            now = self._memory.clock()
             if now < entry.fresh_until + call.policy.stale_while_revalidate_seconds:
                 if now < entry.fresh_until:
                     call.stats.hits += 1
@@ -135,7 +108,7 @@ class Loader:
                     call.stats.stale += 1
                 self._renew_soon(call, entry)
                 return entry.get()
-        while (flight := self._flights.get(call.key)) and self.memory.unchanged(flight.mark, flight.names):
+        while (flight := self._flights.get(call.key)) and self._memory.unchanged(flight.mark, flight.names):
             call.stats.lock_waits += 1
             entry = await flight.outcome()
             if entry is not None and entry.codec is call.codec:
@@ -144,93 +117,47 @@ class Loader:
 
     async def refresh(self, call: Call) -> Any:
         """The result, computed now whatever is kept, for every process."""
-        self.attach()
-        self.memory.note([call.key])  # nobody joins a flight that began before
+        self._levels.attach()
+        self._memory.note([call.key])  # nobody joins a flight that began before
         return await self._fly(call, self._begin(call, float("inf")), call.compute)
 
-    def keep(self, call: Call, value: Any, seconds: float, since: int) -> Entry:
-        """Keep a result in memory only."""
-        entry, stored = self._sealed(call, value, seconds, {})
-        if stored is not None:
-            self.memory.put(entry, call.tags, since=since)
-        return entry
-
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Do something in the background, until `close`."""
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
-
-    def fill(self, entry: Entry, tags: Sequence[str], since: int) -> None:
-        """Put into memory what the second level has too, for as long as memory can be believed."""
-        if self.shared is not None:
-            is_told = self.shared.is_up and self.shared.channel.listening
-            most = self._memory_ttl_seconds if is_told else OUTAGE_TTL_SECONDS
-            entry.dead_at = min(entry.dead_at, self.memory.clock() + most)
-            entry.refresh_at = min(entry.refresh_at, entry.dead_at)
-        self.memory.put(entry, tags, since=since)
-
-    def read(
-        self,
-        key: str,
-        codec: Codec,
-        policy: Policy,
-        stats: Stats,
-        raw: bytes | None,
-        tokens: Mapping[str, bytes | None],
-    ) -> tuple[Entry, Any] | None:
-        """What the second level has, as an entry and its value; None when it is of no use.
-
-        Args:
-            raw: The bytes under this key.
-            tokens: What the tags are now; a value whose tags had other tokens, or others than these, is invalidated.
-        """
-        if raw is None:
-            return None
-        stored = Stored.unpack(raw)
+    def serve_alone(self, call: Call, compute: Callable[[], Any]) -> Any:
+        """The result, for a caller who can wait for nobody: from memory, or computed here and kept there."""
+        kept = self._memory.get(call.key, call.codec)
+        if kept is not None and self._memory.clock() < kept.fresh_until:
+            call.stats.hits += 1
+            return kept.get()
+        call.stats.misses += 1
+        since, started = self._memory.mark(), self._memory.clock()
         try:
-            if stored is None or stored.identity != codec.identity:
-                raise ValueError("of another format or type")
-            if stored.fresh_until + policy.stale_seconds <= self._wall() or stored.tags != tokens:
-                return None
-            value = codec.decode(stored.payload)
-        except ValueError:
-            stats.errors["undecodable"] += 1
-            return None
-        return self.made(key, codec, policy, stored, value), value
-
-    def made(self, key: str, codec: Codec, policy: Policy, stored: Stored, value: Any) -> Entry:
-        """The entry of a value that is stored so."""
-        left = stored.fresh_until - self._wall()
-        fresh_until = self.memory.clock() + left
-        share = policy.share or is_immutable(value)
-        return Entry(
-            key,
-            value if share else stored.payload,
-            codec,
-            encoded=not share,
-            size_bytes=len(stored.payload),
-            fresh_until=fresh_until,
-            refresh_at=fresh_until - policy.early_seconds(stored.seconds, left),
-            dead_at=fresh_until + policy.stale_seconds,
-            stamp=stored.fresh_until,
-        )
+            value = compute()
+        except Exception as error:
+            if kept is None or not self._saves(call, kept):
+                raise
+            self._failed(call, error)
+            self._pause(kept)
+            call.stats.stale += 1
+            return kept.get()
+        entry, stored = self._sealed(call, value, self._memory.clock() - started, {})
+        if stored is not None:
+            self._levels.fill(entry, call.tags, since)
+        return value
 
     # -------------------------------------------------------------------------------------------------------- flights
 
     def _begin(self, call: Call, newer_than: float) -> _Flight:
-        flight = _Flight(self.memory.mark(), (call.key, *call.tags), newer_than)
+        flight = _Flight(self._memory.mark(), (call.key, *call.tags), newer_than)
         self._flights[call.key] = flight
         return flight
 
-    async def _fly(self, call: Call, flight: _Flight, compute: Callable[[], Awaitable[Any]]) -> Any:
+    async def _fly(self, call: Call, flight: _Flight, compute: Compute) -> Any:
         try:
             value, flight.entry = await self._lead(call, flight, compute)
-            return value
         except Exception as error:
             flight.error = error
             raise
+        else:
+            return value
         finally:
             if self._flights.get(call.key) is flight:
                 del self._flights[call.key]
@@ -238,8 +165,8 @@ class Loader:
 
     def _renew_soon(self, call: Call, entry: Entry) -> None:
         """Compute a new version in the background, unless one is on its way or too many are."""
-        if call.key not in self._flights and len(self._background) < MAX_BACKGROUND:
-            self.spawn(self._renew(call, entry, self._begin(call, entry.stamp)))
+        if call.key not in self._flights and len(self._levels.background) < MAX_BACKGROUND:
+            self._levels.spawn(self._renew(call, entry, self._begin(call, entry.stamp)))
 
     async def _renew(self, call: Call, entry: Entry, flight: _Flight) -> None:
         call.stats.refreshes += 1
@@ -249,13 +176,11 @@ class Loader:
             self._failed(call, error)
             self._pause(entry)
 
-    async def _lead(
-        self, call: Call, flight: _Flight, compute: Callable[[], Awaitable[Any]]
-    ) -> tuple[Any, Entry | None]:
-        kept, lease = self.memory.get(call.key, call.codec), None
-        if self.shared is not None:
+    async def _lead(self, call: Call, flight: _Flight, compute: Compute) -> tuple[Any, Entry | None]:
+        kept, lease = self._memory.get(call.key, call.codec), None
+        if self._shared is not None:
             try:
-                found, lease = await self._consult(call, flight, self.shared)
+                found, lease = await self._consult(call, flight, self._shared)
             except SvcInfraError:
                 call.stats.errors["shared"] += 1
             else:
@@ -265,16 +190,16 @@ class Loader:
                 kept = found[0] if found is not None else kept
         if flight.newer_than == 0:
             call.stats.misses += 1
-        started = self.memory.clock()
+        started = self._memory.clock()
         try:
             value = await self._computed(compute, lease)
-            return value, await self._store(call, flight, lease, value, self.memory.clock() - started)
+            return value, await self._store(call, flight, lease, value, self._memory.clock() - started)
         except BaseException as error:
-            if lease is not None and self.shared is not None:
-                self.spawn(self.shared.release(lease))
+            if lease is not None and self._shared is not None:
+                self._levels.spawn(self._shared.release(lease))
             if isinstance(error, Exception) and flight.newer_than == 0 and kept is not None and self._saves(call, kept):
                 self._failed(call, error)
-                self.fill(kept, call.tags, flight.mark)
+                self._levels.fill(kept, call.tags, flight.mark)
                 self._pause(kept)
                 call.stats.stale += 1
                 return kept.get(), kept
@@ -302,7 +227,7 @@ class Loader:
             found = self._read(call, raw, now)
             if found is not None and self._serves(call, flight, found[0]):
                 if lease is not None:  # it was stored between the two commands
-                    self.spawn(shared.release(lease))
+                    self._levels.spawn(shared.release(lease))
                 return found, None
             if lease is not None or loop.time() >= deadline:
                 return found, lease
@@ -312,22 +237,22 @@ class Loader:
             pause = min(2 * pause, MAX_POLL_SECONDS)
 
     def _read(self, call: Call, raw: bytes | None, tokens: Mapping[str, bytes | None]) -> tuple[Entry, Any] | None:
-        return self.read(call.key, call.codec, call.policy, call.stats, raw, tokens)
+        return self._levels.read(call.key, call.codec, call.policy, call.stats, raw, tokens)
 
     def _serves(self, call: Call, flight: _Flight, entry: Entry) -> bool:
         """Whether nothing needs to be computed now."""
-        now = self.memory.clock()
+        now = self._memory.clock()
         if now < entry.fresh_until:
             return entry.stamp > flight.newer_than
         return flight.newer_than == 0 and now < entry.fresh_until + call.policy.stale_while_revalidate_seconds
 
     def _saves(self, call: Call, entry: Entry) -> bool:
         """Whether this stale value may stand in for one that could not be computed."""
-        return self.memory.clock() < entry.fresh_until + call.policy.stale_if_error_seconds
+        return self._memory.clock() < entry.fresh_until + call.policy.stale_if_error_seconds
 
     def _found(self, call: Call, flight: _Flight, entry: Entry) -> None:
-        now, due = self.memory.clock(), entry.refresh_at
-        self.fill(entry, call.tags, flight.mark)
+        now, due = self._memory.clock(), entry.refresh_at
+        self._levels.fill(entry, call.tags, flight.mark)
         if flight.newer_than != 0:
             return
         if now < entry.fresh_until:
@@ -337,29 +262,29 @@ class Loader:
         if now >= due:
             asyncio.get_running_loop().call_soon(self._renew_soon, call, entry)  # once this flight has landed
 
-    async def _computed(self, compute: Callable[[], Awaitable[Any]], lease: Lease | None) -> Any:
-        if lease is None or self.shared is None:
+    async def _computed(self, compute: Compute, lease: Lease | None) -> Any:
+        if lease is None or self._shared is None:
             return await compute()
-        async with self.shared.renewing(lease):
+        async with self._shared.renewing(lease):
             return await compute()
 
     async def _store(self, call: Call, flight: _Flight, lease: Lease | None, value: Any, seconds: float) -> Entry:
         entry, stored = self._sealed(call, value, seconds, {} if lease is None else lease.tags)
         if stored is None:
-            if lease is not None and self.shared is not None:
-                self.spawn(self.shared.release(lease))
+            if lease is not None and self._shared is not None:
+                self._levels.spawn(self._shared.release(lease))
             return entry
         is_current = True
-        if lease is not None and self.shared is not None:
-            keep_seconds = stored.fresh_until - self._wall() + call.policy.stale_seconds
+        if lease is not None and self._shared is not None:
+            keep_seconds = stored.fresh_until - self._levels.wall() + call.policy.stale_seconds
             try:
-                is_current = await self.shared.store(
+                is_current = await self._shared.store(
                     lease, stored.pack(), keep_seconds, tell=flight.newer_than == float("inf")
                 )
             except SvcInfraError:
                 call.stats.errors["shared"] += 1
         if is_current:
-            self.fill(entry, call.tags, flight.mark)
+            self._levels.fill(entry, call.tags, flight.mark)
         return entry
 
     def _sealed(self, call: Call, value: Any, seconds: float, tags: Mapping[str, bytes]) -> tuple[Entry, Stored | None]:
@@ -374,14 +299,14 @@ class Loader:
             call.stats.errors["not_stored"] += 1
             if not call.stats.told:
                 call.stats.told = True
-                _log.error("cache.result_not_stored", extra={"cache": call.stats.name}, exc_info=error)  # noqa: TRY400
+                _log.error("cache.result_not_stored", extra={"cache": call.stats.name}, exc_info=error)
             return only_passed_on, None
-        stored = Stored(call.codec.identity, self._wall() + lifetime, seconds, tags, payload)
-        return self.made(call.key, call.codec, call.policy, stored, value), stored
+        stored = Stored(call.codec.identity, self._levels.wall() + lifetime, seconds, tags, payload)
+        return self._levels.made(call.key, call.codec, call.policy, stored, value), stored
 
     def _failed(self, call: Call, error: Exception) -> None:
         call.stats.errors["origin"] += 1
         _log.warning("cache.origin_failed", extra={"cache": call.stats.name}, exc_info=error)
 
     def _pause(self, entry: Entry) -> None:
-        entry.refresh_at = min(self.memory.clock() + ERROR_PAUSE_SECONDS, entry.dead_at)
+        entry.refresh_at = min(self._memory.clock() + ERROR_PAUSE_SECONDS, entry.dead_at)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from svc_infra.cache._memory import Memory
+    from svc_infra.cache.cache import Cache
 
 _COUNTERS = {
     "misses": "Results that had to be computed, or keys that were not found.",
@@ -39,17 +39,11 @@ class CacheCollector(Collector):
     """Shows the counts of one cache to Prometheus.
 
     Args:
-        memory: The first level.
-        stats: The counts.
-        connected: Whether the second level answers; None when there is none.
+        cache: The cache.
     """
 
-    def __init__(
-        self, memory: Memory, stats: Callable[[], Iterable[Stats]], connected: Callable[[], bool] | None
-    ) -> None:
-        self._memory = memory
-        self._stats = stats
-        self._connected = connected
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
 
     def describe(self) -> Iterable[Metric]:
         """Every metric, without values."""
@@ -57,7 +51,7 @@ class CacheCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric as it is now."""
-        stats = list(self._stats())
+        stats, memory = self._cache.all_stats(), self._cache.memory
         hits = CounterMetricFamily("cache_hits", "Results found, by level.", labels=["cache", "level"])
         errors = CounterMetricFamily("cache_errors", "What went wrong and was survived.", labels=["cache", "kind"])
         for one in stats:
@@ -72,8 +66,9 @@ class CacheCollector(Collector):
             for one in stats:
                 counter.add_metric([one.name], getattr(one, name))
             yield counter
-        yield CounterMetricFamily("cache_evictions", "Entries put out for lack of room.", value=self._memory.evictions)
-        yield GaugeMetricFamily("cache_memory_entries", "Entries in process memory.", value=len(self._memory.entries))
-        yield GaugeMetricFamily("cache_memory_bytes", "Their size as stored.", value=self._memory.bytes)
-        if self._connected is not None:
-            yield GaugeMetricFamily("cache_shared_up", "Whether Redis is in use.", value=float(self._connected()))
+        yield CounterMetricFamily("cache_evictions", "Entries put out for lack of room.", value=memory.evictions)
+        yield GaugeMetricFamily("cache_memory_entries", "Entries in process memory.", value=len(memory.entries))
+        yield GaugeMetricFamily("cache_memory_bytes", "Their size as stored.", value=memory.bytes)
+        if self._cache.is_shared:
+            up = GaugeMetricFamily("cache_shared_up", "Whether Redis answers.", value=float(self._cache.is_connected))
+            yield up

@@ -55,6 +55,10 @@ class Policy:
     share: bool = False
     lease_seconds: float = DEFAULT_LEASE_SECONDS
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.jitter < 1 or not 0 <= self.early < math.inf:
+            raise ConfigurationError(f"jitter is {self.jitter} and early is {self.early}: use 0 to 1, and 0 or more.")
+
     @property
     def stale_seconds(self) -> float:
         """How long a result may be of use after it was fresh."""

@@ -16,6 +16,7 @@ from svc_infra.config.section import Section
 from svc_infra.config.settings import (
     AppSettings,
     AuthSettings,
+    CacheSettings,
     HttpClientSettings,
     JobsSettings,
     LogSettings,
@@ -27,7 +28,8 @@ from svc_infra.config.settings import (
 )
 
 __all__ = [
-    "AppSettings", "AuthSettings", "Environment", "HttpClientSettings", "JobsSettings", "ListedSetting", "LogSettings",
-    "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
+    "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "JobsSettings",
+    "ListedSetting", "LogSettings", "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings",
+    "SqlSettings", "WebhooksSettings",
     "likely_typos", "list_settings",
 ]  # fmt: skip

@@ -137,6 +137,22 @@ class WebhooksSettings(Section):
     )
 
 
+class CacheSettings(Section):
+    """The cache: `CACHE_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="CACHE_")
+
+    url: UrlSetting | None = Field(None, description="By default `REDIS_URL`; without either there is only memory.")
+    namespace: str | None = Field(None, description="Whose keys these are; by default `APP_NAME`.")
+    version: str = "1"
+    default_ttl_seconds: PositiveSeconds = 300.0
+    memory_ttl_seconds: PositiveSeconds = 60.0
+    max_entries: Annotated[int, Field(ge=0)] = 10_000
+    max_bytes: PositiveInt = 64 * 1024 * 1024
+    timeout_seconds: PositiveSeconds = 1.0
+    retry_seconds: PositiveSeconds = 1.0
+
+
 class HttpClientSettings(Section):
     """Outbound HTTP: `HTTP_CLIENT_*`."""
 
@@ -168,6 +184,7 @@ class Settings(BaseModel):
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
     http_client: HttpClientSettings = Field(default_factory=HttpClientSettings)
 
     _variables: Variables = PrivateAttr(default_factory=Variables.read)
