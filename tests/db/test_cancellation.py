@@ -55,6 +55,13 @@ async def until_committing(db: AsyncDatabase) -> None:
             seen = (await session.execute(committing)).scalar_one()
 
 
+async def ended(task: asyncio.Task[None]) -> None:
+    """It was cancelled and takes no longer than that."""
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert task in done
+    assert task.cancelled()
+
+
 async def test_cancelling_at_random_awaits_leaves_nothing_half_done(db: AsyncDatabase) -> None:
     await prepare(db)
     chance = random.Random(20240607)
@@ -117,15 +124,13 @@ async def test_a_commit_that_never_ends_is_given_up_when_it_is_cancelled(
     task = asyncio.create_task(write_pair(postgres_db, 1))
     await until_committing(postgres_db)
     task.cancel()
-    async with asyncio.timeout(10):
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    await ended(task)
     assert await assert_clean(postgres_db) == 0
 
 
 async def test_a_cancelled_statement_stops_running_on_sqlite(sqlite_db: AsyncDatabase) -> None:
     running = threading.Event()
-    numbers = "SELECT running() UNION ALL SELECT x + 1 FROM n WHERE x < 300000000"  # takes most of a minute
+    numbers = "SELECT running() UNION ALL SELECT x + 1 FROM n WHERE x < 100000000"  # takes longer than the test waits
     counting = f"WITH RECURSIVE n(x) AS ({numbers}) SELECT count(*) FROM n"
 
     async def count() -> None:
@@ -139,10 +144,8 @@ async def test_a_cancelled_statement_stops_running_on_sqlite(sqlite_db: AsyncDat
     while not running.is_set():
         await asyncio.sleep(0)
     task.cancel()
-    async with asyncio.timeout(10):
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await prepare(sqlite_db)
+    await ended(task)
+    await prepare(sqlite_db)
     assert await assert_clean(sqlite_db) == 0
 
 
