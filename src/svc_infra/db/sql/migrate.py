@@ -37,6 +37,7 @@ _ALEMBIC = threading.Lock()  # `alembic.op` is one object for the whole process:
 _POLL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
+logging.getLogger("alembic.runtime").setLevel(logging.WARNING)  # its lines say what the ones here say
 
 
 @dataclass(frozen=True, slots=True)
