@@ -20,6 +20,7 @@ from svc_infra.config.settings import (
     JobsSettings,
     LogSettings,
     MetricsSettings,
+    RateLimitSettings,
     RedisSettings,
     Settings,
     SqlSettings,
@@ -28,6 +29,6 @@ from svc_infra.config.settings import (
 
 __all__ = [
     "AppSettings", "AuthSettings", "Environment", "HttpClientSettings", "JobsSettings", "ListedSetting", "LogSettings",
-    "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
-    "likely_typos", "list_settings",
+    "MetricsSettings", "RateLimitSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings",
+    "WebhooksSettings", "likely_typos", "list_settings",
 ]  # fmt: skip
