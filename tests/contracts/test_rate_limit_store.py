@@ -153,7 +153,7 @@ class TestRedis:
         async with connect(valkey_url) as client:
             store = RedisRateLimitStore(client, prefix="shop", timeout_seconds=PATIENT_SECONDS)
             await store.take([Use("a", Rate.parse("10/s")), Use("b", Rate.parse("2/hour"))])
-            keys = sorted(await client.keys())
+            keys: list[bytes] = sorted(await client.keys())
             assert keys[-1] == b"{shop}:b"
             assert {key_slot(key) for key in keys} == {key_slot(b"shop")}
             assert 1_790_000 < await client.pttl("{shop}:b") <= 1_800_001

@@ -1,4 +1,4 @@
-"""The script for Redis and Valkey and the function for memory, against a bucket of tokens that counts in whole numbers."""
+"""The script for Redis and Valkey, and the function for memory, against a bucket of tokens in whole numbers."""
 
 from __future__ import annotations
 

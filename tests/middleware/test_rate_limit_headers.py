@@ -39,8 +39,8 @@ async def test_every_policy_is_read_back_as_it_was_written(policies: Any) -> Non
     except RateLimitedError as error:
         violated = error.members["violated-policies"]
     headers = dict(limited.headers())
-    told = http_sf.parse(headers[b"ratelimit-policy"], tltype="list")
-    left = http_sf.parse(headers[b"ratelimit"], tltype="list")
+    told: Any = http_sf.parse(headers[b"ratelimit-policy"], tltype="list")
+    left: Any = http_sf.parse(headers[b"ratelimit"], tltype="list")
     assert [type(name) for name, _ in told] == [str] * len(policies)  # a String, and no Token
     assert [name for name, _ in told] == [f"{name}-{rate.limit}-{rate.period_seconds}" for name, rate, *_ in policies]
     for (name, policy), (same, limit), (_, rate, _, cost) in zip(told, left, policies, strict=True):

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.requests import HTTPConnection
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from svc_infra import create_app
 from svc_infra.db import AsyncDatabase
@@ -176,7 +175,7 @@ async def test_several_limits_of_a_route_are_asked_together_and_a_refusal_charge
 
 
 async def test_a_tenant_may_have_a_rate_of_its_own(app: FastAPI) -> None:
-    plans = {"big": "3/minute", "huge": Rate(4, 60)}
+    plans: dict[str, Rate | str] = {"big": "3/minute", "huge": Rate(4, 60)}
 
     async def plan(tenant_id: str) -> Rate | str | None:
         return plans.get(tenant_id)
@@ -219,9 +218,10 @@ def test_a_websockets_handshake_is_limited(app: FastAPI) -> None:
     with client.websocket_connect("/socket") as accepted:
         assert accepted.extra_headers
         assert b"x-ratelimit-remaining" in dict(accepted.extra_headers)
-    with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/socket"):
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/socket"):
         pass
-    assert (refused.value.code, refused.value.reason) == (1008, "rate_limited")
+    assert (refused.value.status_code, refused.value.json()["code"]) == (429, "rate_limited")
+    assert refused.value.headers["x-ratelimit-remaining"] == "0"
 
 
 async def test_without_the_middleware_a_limit_refuses_and_names_the_mend() -> None:
