@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from redis.crc import key_slot
@@ -153,7 +154,7 @@ class TestRedis:
         async with connect(valkey_url) as client:
             store = RedisRateLimitStore(client, prefix="shop", timeout_seconds=PATIENT_SECONDS)
             await store.take([Use("a", Rate.parse("10/s")), Use("b", Rate.parse("2/hour"))])
-            keys: list[bytes] = sorted(await client.keys())
+            keys: list[Any] = sorted(await client.keys())
             assert keys[-1] == b"{shop}:b"
             assert {key_slot(key) for key in keys} == {key_slot(b"shop")}
             assert 1_790_000 < await client.pttl("{shop}:b") <= 1_800_001
@@ -179,6 +180,18 @@ class TestRedis:
                     seen.append(command["command"].partition(" ")[0])
         await store.close()
         assert seen[seen.index("PING") + 1 :] == ["EVALSHA", "EVALSHA", "EVALSHA", "SET"]
+
+    async def test_an_answer_that_came_too_late_is_nobody_elses(self, valkey_url: str) -> None:
+        store = RedisRateLimitStore(valkey_url, timeout_seconds=0.2)
+        await store.take([Use("a", DAILY)])
+        async with connect(valkey_url) as client:
+            await client.client_pause(400, all=True)
+            with pytest.raises(TimeoutError):
+                await store.take([Use("a", DAILY)])
+            await client.ping()  # waits for the end of the pause
+            verdicts = await store.take([Use("b", Rate.parse("7/day")), Use("c", DAILY)])
+        assert [verdict.remaining for verdict in verdicts] == [6, 2]
+        await store.close()
 
     async def test_a_key_that_holds_something_else_is_an_error_and_not_an_admission(self, valkey_url: str) -> None:
         store = RedisRateLimitStore(valkey_url, timeout_seconds=PATIENT_SECONDS)

@@ -224,6 +224,15 @@ def test_a_websockets_handshake_is_limited(app: FastAPI) -> None:
     assert refused.value.headers["x-ratelimit-remaining"] == "0"
 
 
+async def test_a_preflight_that_reaches_a_limited_route_is_not_limited(app: FastAPI) -> None:
+    @app.options("/", dependencies=[rate_limit("1/minute")])
+    async def options() -> str:
+        return "GET"
+
+    preflight = {"method": "OPTIONS", "headers": [("Access-Control-Request-Method", "PUT")]}
+    assert await statuses(app, preflight, preflight, preflight) == [200, 200, 200]
+
+
 async def test_without_the_middleware_a_limit_refuses_and_names_the_mend() -> None:
     app = create_app()
     add(app, "/", rate_limit("1/minute"))

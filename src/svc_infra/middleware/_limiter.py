@@ -21,7 +21,7 @@ from svc_infra.obs.logging import logger
 from svc_infra.obs.metrics import metrics
 
 LIMITED = "svc_infra.rate_limits"
-"""The key under which a request's `Limited` lies in its scope."""
+"""The key under which a request's `Limited` lies in its scope; None there where the request is exempt."""
 PAUSE_SECONDS = 0.5
 """How long a store that has failed is left alone; then one request tries it again."""
 LOG_INTERVAL_SECONDS = 60.0

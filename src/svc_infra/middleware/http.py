@@ -100,9 +100,11 @@ def rate_limit(
         raise ConfigurationError("Two rate limits of a route have the same rate and name: give one another name.")
 
     async def check(connection: HTTPConnection) -> None:
-        limited: Limited | None = connection.scope.get(LIMITED)
-        if limited is None:
+        if LIMITED not in connection.scope:
             raise ConfigurationError("`rate_limit` needs the middleware: app.add_middleware(RateLimitMiddleware).")
+        limited: Limited | None = connection.scope[LIMITED]
+        if limited is None:
+            return
         uses = cost if isinstance(cost, int) else await _asked(cost, connection)
         if uses < 0:
             raise ConfigurationError(f"A request cannot cost {uses}: use a number from 0.")

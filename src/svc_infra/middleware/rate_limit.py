@@ -60,10 +60,11 @@ class RateLimitMiddleware:
         """Answer one request."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
-        elif LIMITED in scope:  # inside of another one, which decides, and sends the headers
-            await self._limit(scope, receive, _Answer(send, None), scope[LIMITED])
         elif self._is_exempt(scope):
+            scope.setdefault(LIMITED, None)
             await self.app(scope, receive, send)
+        elif (outer := scope.get(LIMITED)) is not None:  # which decides, and sends the headers
+            await self._limit(scope, receive, _Answer(send, None), outer)
         else:
             limited = scope[LIMITED] = Limited(self._limiter or self._started(), scope.get("root_path", ""))
             token = enter(current())  # where nothing has before, so that dependencies can note whom they have verified
