@@ -182,10 +182,10 @@ class TestRedis:
         assert seen[seen.index("PING") + 1 :] == ["EVALSHA", "EVALSHA", "EVALSHA", "SET"]
 
     async def test_an_answer_that_came_too_late_is_nobody_elses(self, valkey_url: str) -> None:
-        store = RedisRateLimitStore(valkey_url, timeout_seconds=0.2)
+        store = RedisRateLimitStore(valkey_url, timeout_seconds=1.0)
         await store.take([Use("a", DAILY)])
         async with connect(valkey_url) as client:
-            await client.client_pause(400, all=True)
+            await client.client_pause(1500, all=True)
             with pytest.raises(TimeoutError):
                 await store.take([Use("a", DAILY)])
             await client.ping()  # waits for the end of the pause

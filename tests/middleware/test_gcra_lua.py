@@ -143,6 +143,25 @@ def test_the_script_admits_what_the_reference_does_to_the_microsecond(script: An
                 assert (whole - now) * use.rate.limit + part == bucket.capacity - bucket.level
 
 
+@pytest.mark.parametrize(
+    "rate", [Rate(1, 1), Rate(3, 1), Rate(7, 1), Rate(13, 60), Rate(11, MAX_PERIOD_SECONDS)], ids=str
+)
+def test_after_a_burst_each_next_use_passes_at_its_microsecond_and_not_one_before(script: Any, rate: Rate) -> None:
+    client, run = script
+    period = rate.period_seconds * MICROSECONDS
+
+    def admitted(now: int, cost: int = 1) -> bool:
+        before = client.get("a")
+        run(keys=["a"], args=[*in_microseconds(Use("a", rate, cost)), now])
+        return bool(client.get("a") != before)
+
+    assert admitted(START, rate.limit)
+    for number in range(1, 4 * rate.limit):
+        due = START + -(-number * period // rate.limit)
+        assert not admitted(due - 1)
+        assert admitted(due)
+
+
 def test_a_server_whose_clock_went_back_counts_the_key_as_used_up_and_recovers(script: Any) -> None:
     client, run = script
     arguments, hour = in_microseconds(Use("a", Rate(2, 60))), 3600 * MICROSECONDS
