@@ -62,6 +62,7 @@ class SvcInfraError(Exception):
         self.detail = detail if detail is not None else (type(self).__doc__ or self.title).strip().splitlines()[0]
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+        self.members: dict[str, Any] = {}  # further ones of the problem; they are shown to everybody
         super().__init__(self.detail)
 
 
@@ -243,9 +244,17 @@ class RateLimitedError(SvcInfraError):
     code = "rate_limited"
     title = "Too Many Requests"
 
-    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        retry_after_seconds: float | None = None,
+        violated_policies: Sequence[str] = (),
+    ) -> None:
         super().__init__(detail, headers=_retry_after(retry_after_seconds))
         self.retry_after_seconds = retry_after_seconds
+        if violated_policies:
+            self.members["violated-policies"] = list(violated_policies)
 
 
 class QuotaExceededError(SvcInfraError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -140,3 +142,23 @@ def only(endpoint: Any, *, methods: tuple[str, ...] = ("GET", "POST"), **app_set
 def around(app: ASGIApp, **app_settings: Any) -> EdgeMiddleware:
     """The edge around a bare ASGI app."""
     return EdgeMiddleware(app, wiring=wiring_of(Starlette(), settings=Settings(app=AppSettings(**app_settings))))
+
+
+@asynccontextmanager
+async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
+    """Run an app's lifespan through the whole stack, as a server does."""
+    received: asyncio.Queue[Message] = asyncio.Queue()
+    sent: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def run() -> None:
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, received.get, sent.put)
+
+    running = asyncio.create_task(run())
+    await received.put({"type": "lifespan.startup"})
+    if (await sent.get())["type"] != "lifespan.startup.complete":
+        await running
+    try:
+        yield
+    finally:
+        await received.put({"type": "lifespan.shutdown"})
+        await running

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svc_infra.errors import ConfigurationError
-from svc_infra.middleware.gcra import Rate, gcra
+from svc_infra.middleware.gcra import MAX_LIMIT, MAX_PERIOD_SECONDS, Rate, gcra
 
 SECOND = 1_000_000_000
 
@@ -99,3 +99,35 @@ def test_what_was_not_used_comes_back_but_never_more_than_the_limit() -> None:
     rate = Rate(3, 60)
     state = gcra(0, 0, rate).state
     assert gcra(state, 3600 * SECOND, rate).remaining == 2
+
+
+SECONDS = {"s": 1, "second": 1, "m": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+SPACE = st.sampled_from(["", " ", "\t"])
+
+
+@settings(deadline=None)
+@given(
+    limit=st.integers(0, 10**10),
+    count=st.none() | st.integers(0, 10**10),
+    unit=st.sampled_from(sorted(SECONDS)),
+    plural=st.sampled_from(["", "s"]),
+    spaces=st.tuples(SPACE, SPACE, SPACE, SPACE),
+)
+def test_a_rate_means_what_it_says_or_is_refused_for_being_out_of_bounds(
+    limit: int, count: int | None, unit: str, plural: str, spaces: tuple[str, ...]
+) -> None:
+    before, middle, after, end = spaces
+    text = f"{before}{limit}{middle}/{after}{'' if count is None else count}{unit}{plural}{end}"
+    period = (1 if count is None else count) * SECONDS[unit]
+    if 0 < limit <= MAX_LIMIT and 0 < period <= MAX_PERIOD_SECONDS:
+        assert Rate.parse(text) == Rate(limit, period)
+    else:
+        with pytest.raises(ConfigurationError, match="100/minute"):
+            Rate.parse(text)
+
+
+def test_a_clock_that_went_back_leaves_a_key_used_up_and_never_for_longer_than_a_period() -> None:
+    rate, day = Rate(2, 60), 86_400 * SECOND
+    state = gcra(0, day, rate).state
+    refused = gcra(state, 0, rate)
+    assert (refused.allowed, refused.retry_after_seconds, refused.reset_after_seconds) == (False, 30, 60)

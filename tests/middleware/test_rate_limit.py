@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
+from svc_infra import create_app
 from svc_infra.errors import ConfigurationError
 from svc_infra.middleware import RateLimitMiddleware
-from tests.middleware.asgi import call, scope_of
+from svc_infra.middleware.rate_limit_store import MemoryRateLimitStore
+from tests.middleware.asgi import call, lifespan, only, scope_of
 
 
 class HeldClock:
@@ -35,9 +40,9 @@ async def socket(websocket: WebSocket) -> None:
     await websocket.close()
 
 
-def limited(clock: HeldClock, rate: str = "3/minute", **options: Any) -> Starlette:
+def limited(clock: HeldClock, rate: str | tuple[str, ...] = "3/minute", **options: Any) -> Starlette:
     app = Starlette(routes=[Route("/{path:path}", hello), WebSocketRoute("/{path:path}", socket)])
-    app.add_middleware(RateLimitMiddleware, rate=rate, clock_ns=clock, **options)
+    app.add_middleware(RateLimitMiddleware, rate=rate, store=MemoryRateLimitStore(clock_ns=clock), **options)
     return app
 
 
@@ -54,6 +59,8 @@ async def test_as_many_as_the_rate_says_pass_and_then_none_until_time_has() -> N
     refused = await call(app, path="/orders")
     assert refused.is_problem(429, "rate_limited")
     assert refused.json["instance"] == "/orders"
+    assert refused.json["violated-policies"] == ["ip-3-60"]
+    assert refused.json["detail"] == "At most 3 requests in 60 seconds are allowed."
     assert refused.header("x-ratelimit-remaining") == "0"
     assert 20 <= int(refused.header("retry-after")) <= 21
     assert 59 <= int(refused.header("x-ratelimit-reset")) - time.time() <= 61
@@ -96,17 +103,93 @@ async def test_probes_are_never_limited_and_other_prefixes_can_be_chosen() -> No
         assert not [name for name, _ in answer.headers if "ratelimit" in name]
     assert (await call(app, path="/_operations")).status == 200
     assert (await call(app, path="/_operations")).status == 429
+    assert (await call(app, path="/api/_ops/ready", root_path="/api")).status == 200
+    other = limited(HeldClock(), "1/minute", exempt_prefixes=("/free/",))
+    assert [(await call(other, path=path)).status for path in ("/free/a", "/_ops/ready", "/_ops/ready")] == [
+        200,
+        200,
+        429,
+    ]
 
 
-async def test_clients_beyond_the_bound_push_out_those_not_heard_of_for_longest() -> None:
-    app = limited(HeldClock(), "1/minute", max_keys=3)
-    for client in ("a", "b", "c"):
-        await call(app, client=(client, 1))
-    assert (await call(app, client=("a", 1))).status == 429  # heard of again
-    assert (await call(app, client=("d", 1))).status == 200  # pushes out b
-    assert (await call(app, client=("a", 1))).status == 429
-    assert (await call(app, client=("c", 1))).status == 429
-    assert (await call(app, client=("b", 1))).status == 200
+async def test_a_preflight_is_never_limited_and_any_other_options_request_is() -> None:
+    app = limited(HeldClock(), "1/minute")
+    preflight = [("Origin", "https://shop.example"), ("Access-Control-Request-Method", "PUT")]
+    for _ in range(3):
+        assert (await call(app, "OPTIONS", headers=preflight)).status != 429
+    assert (await call(app, "OPTIONS")).status != 429
+    assert (await call(app, "OPTIONS")).status == 429
+
+
+async def test_several_rates_hold_at_once_and_the_usual_headers_show_the_tightest() -> None:
+    clock = HeldClock()
+    app = limited(clock, ("2/second", "3/minute"))
+    answer = await call(app)
+    assert (answer.header("x-ratelimit-limit"), answer.header("x-ratelimit-remaining")) == ("2", "1")
+    await call(app)
+    refused = await call(app)
+    assert (refused.json["violated-policies"], refused.header("retry-after")) == (["ip-2-1"], "1")
+    clock.now_ns += 1_000_000_000
+    answer = await call(app)
+    assert (answer.status, answer.header("x-ratelimit-limit"), answer.header("x-ratelimit-remaining")) == (
+        200,
+        "3",
+        "0",
+    )
+    refused = await call(app)
+    assert (refused.json["violated-policies"], refused.header("retry-after")) == (["ip-3-60"], "19")
+    assert (refused.header("x-ratelimit-limit"), refused.header("x-ratelimit-remaining")) == ("3", "0")
+
+
+async def test_without_a_rate_of_its_own_the_middleware_limits_nothing() -> None:
+    app = limited(HeldClock(), ())
+    answer = await call(app)
+    assert answer.status == 200
+    assert not [name for name, _ in answer.headers if "ratelimit" in name]
+
+
+async def test_a_rate_that_a_request_passes_twice_counts_it_once() -> None:
+    store = MemoryRateLimitStore()
+    inner = Starlette(routes=[Route("/", hello)])
+    inner.add_middleware(RateLimitMiddleware, rate="3/minute", store=store)
+    outer = Starlette(routes=[Mount("/inner", inner)])
+    outer.add_middleware(RateLimitMiddleware, rate="3/minute", store=store)
+    outer.add_middleware(RateLimitMiddleware, rate=("3/minute", "5/minute"), store=store)
+    answer = await call(outer, path="/inner/")
+    assert answer.status == 200
+    assert (answer.header("x-ratelimit-remaining"), answer.header("ratelimit").count(";r=")) == ("2", 2)
+
+
+async def test_an_inner_limit_answers_with_the_headers_of_both() -> None:
+    app = limited(HeldClock(), "1/minute")
+    app.add_middleware(RateLimitMiddleware, rate="5/minute")
+    await call(app)
+    refused = await call(app)
+    assert refused.is_problem(429, "rate_limited")
+    assert (refused.json["violated-policies"], refused.header("ratelimit").count(";r=")) == (["ip-1-60"], 2)
+    assert (refused.header("x-ratelimit-limit"), refused.header("x-ratelimit-remaining")) == ("1", "0")
+
+
+async def test_the_headers_are_on_an_error_that_the_edge_answers() -> None:
+    async def fail(request: Request) -> PlainTextResponse:
+        raise KeyError("lost")
+
+    app = only(fail)
+    app.add_middleware(RateLimitMiddleware, rate="3/minute")
+    answer = await call(app)
+    assert answer.is_problem(500, "internal_error")
+    assert (answer.header("x-ratelimit-remaining"), answer.header("ratelimit-policy")[:13]) == ("2", '"ip-3-60";q=3')
+
+
+async def test_headers_that_the_app_sends_itself_are_kept() -> None:
+    async def twice(request: Request) -> PlainTextResponse:
+        response = PlainTextResponse("hello")
+        response.set_cookie("a", "1")
+        response.set_cookie("b", "2")
+        return response
+
+    app = Starlette(routes=[Route("/", twice)], middleware=[Middleware(RateLimitMiddleware)])
+    assert len([name for name, _ in (await call(app)).headers if name == "set-cookie"]) == 2
 
 
 async def test_a_websocket_counts_as_a_request() -> None:
@@ -147,7 +230,27 @@ def test_a_wrong_rate_is_told_when_the_middleware_is_made() -> None:
 
 
 async def test_two_apps_count_apart() -> None:
-    clock = HeldClock()
-    first, second = limited(clock, "1/minute"), limited(clock, "1/minute")
+    first, second = limited(HeldClock(), "1/minute"), limited(HeldClock(), "1/minute")
     assert (await call(first)).status == 200
     assert (await call(second)).status == 200
+
+
+async def test_workers_with_one_redis_count_together(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", valkey_url)
+    monkeypatch.setenv("RATE_LIMIT_TIMEOUT_SECONDS", "10")
+    workers = [create_app(), create_app(), FastAPI()]
+    for worker in workers:
+        worker.add_middleware(RateLimitMiddleware, rate="2/hour")
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(lifespan(worker))
+        assert [(await call(worker)).status for worker in workers] == [200, 200, 429]
+
+
+async def test_a_driver_without_its_address_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE_LIMIT_DRIVER", "redis")
+    app = create_app()
+    app.add_middleware(RateLimitMiddleware)
+    with pytest.raises(ConfigurationError, match="set REDIS_URL"):
+        async with lifespan(app):
+            pass

@@ -21,6 +21,7 @@ from svc_infra.config.settings import (
     JobsSettings,
     LogSettings,
     MetricsSettings,
+    RateLimitSettings,
     RedisSettings,
     Settings,
     SqlSettings,
@@ -29,7 +30,6 @@ from svc_infra.config.settings import (
 
 __all__ = [
     "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "JobsSettings",
-    "ListedSetting", "LogSettings", "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings",
-    "SqlSettings", "WebhooksSettings",
-    "likely_typos", "list_settings",
+    "ListedSetting", "LogSettings", "MetricsSettings", "RateLimitSettings", "RedisSettings", "Secrets", "Section",
+    "Settings", "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
 ]  # fmt: skip

@@ -163,6 +163,17 @@ class HttpClientSettings(Section):
     allow_private_addresses: bool | None = Field(None, description="By default only in local and test.")
 
 
+class RateLimitSettings(Section):
+    """Rate limits: `RATE_LIMIT_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="RATE_LIMIT_")
+
+    driver: Literal["auto", "memory", "redis"] = Field("auto", description="By default redis where REDIS_URL is set.")
+    on_outage: Literal["allow", "deny"] = Field("allow", description="What happens while requests cannot be counted.")
+    timeout_seconds: PositiveSeconds = Field(0.05, description="Longest that Redis may take for a request.")
+    max_keys: PositiveInt = Field(65_536, description="Clients that are remembered in memory.")
+
+
 class Settings(BaseModel):
     """All settings of one app.
 
@@ -186,6 +197,7 @@ class Settings(BaseModel):
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     http_client: HttpClientSettings = Field(default_factory=HttpClientSettings)
+    rate_limit: RateLimitSettings = Field(default_factory=RateLimitSettings)
 
     _variables: Variables = PrivateAttr(default_factory=Variables.read)
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svc_infra.config import Environment
 from svc_infra.errors import PayloadTooLargeError, SvcInfraError
-from svc_infra.middleware._scope import EDGE, log_answered, read_headers, route_template
+from svc_infra.middleware._scope import ANSWER_HEADERS, EDGE, log_answered, read_headers, route_template
 from svc_infra.middleware._websocket import Handshake
 from svc_infra.middleware.problem import as_problem, respond
 from svc_infra.obs.context import Context, enter, leave
@@ -186,7 +186,8 @@ class Exchange:
         return True
 
     async def _respond(self, error: Exception) -> None:
-        await respond(self._scope, self._forward, error, expose=self._expose)
+        headers = self._scope.get(ANSWER_HEADERS, ())
+        await respond(self._scope, self._forward, error, expose=self._expose, headers=headers)
 
     async def _forward(self, message: Message) -> None:
         if message["type"] == "http.response.start":

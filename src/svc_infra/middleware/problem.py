@@ -108,7 +108,7 @@ def render(
     if error.status >= 500 and expose and _is_local() and not isinstance(cause, SvcInfraError | None):
         problem["stack"] = shown("".join(traceback.format_exception(cause)), keep_end=True).splitlines()
     headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store", **error.headers}
-    return error.status, encoded(headers.items()), to_json({**problem, **(members or {})})
+    return error.status, encoded(headers.items()), to_json({**problem, **error.members, **(members or {})})
 
 
 async def respond(

@@ -1,101 +1,142 @@
-"""Rate limit for each client, as a middleware of its own."""
+"""Rate limits, as a middleware of its own."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from ipaddress import IPv6Address
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svc_infra.errors import RateLimitedError
-from svc_infra.middleware._scope import client_ip
+from svc_infra.config import Settings
+from svc_infra.errors import SvcInfraError
+from svc_infra.middleware._limiter import LIMITED, Limited, Limiter, OnOutage, address, charge
+from svc_infra.middleware._scope import ANSWER_HEADERS
 from svc_infra.middleware._websocket import refuse
-from svc_infra.middleware.gcra import Rate, Verdict, gcra
-from svc_infra.middleware.problem import Headers, respond
+from svc_infra.middleware.gcra import Rate
+from svc_infra.middleware.problem import respond
+from svc_infra.middleware.rate_limit_store import RateLimitStore, store_of
+from svc_infra.obs.context import current, enter, leave
+from svc_infra.wiring import current_wiring
 
-MAX_KEYS = 65_536
-"""Clients that are remembered; when more come, the one not heard of for longest is forgotten."""
+_STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
 class RateLimitMiddleware:
     """Answers 429 to a client that sends more than the rate allows; every answer says how much is left.
 
-    A client is the peer's address, or its /64 network under IPv6. It is counted in this process only: with several
-    workers each allows the rate.
+    A client is the peer's address, or its /64 network under IPv6. It is counted where `RATE_LIMIT_DRIVER` says: by
+    default in Redis or Valkey when `REDIS_URL` is set, else in this process. Preflight requests are not counted.
+
+    Routes inside of it may have limits of their own: see `svc_infra.middleware.http.rate_limit`.
 
     Args:
         app: The rest of the stack.
-        rate: How many requests in which time, such as `100/minute`; as many may come at once.
+        rate: How many requests in which time, such as `100/minute`; as many may come at once. Several, such as
+            `("10/second", "1000/hour")`, are all kept. None at all, `()`, leaves the limits to the routes.
         exempt_prefixes: Paths that are never limited.
-        max_keys: Clients that are remembered.
-        clock_ns: A clock in nanoseconds that does not go back.
+        store: Instead of the one that the settings ask for; whoever made it closes it.
+        on_outage: `allow` or `deny` (503) requests while the store is down; `RATE_LIMIT_ON_OUTAGE` when left out.
 
     Raises:
-        ConfigurationError: The rate cannot be understood.
+        ConfigurationError: A rate cannot be understood. At start-up: a setting is wrong.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        rate: str = "100/minute",
+        rate: str | Iterable[str] = "100/minute",
         *,
         exempt_prefixes: tuple[str, ...] = ("/_ops/",),
-        max_keys: int = MAX_KEYS,
-        clock_ns: Callable[[], int] = time.monotonic_ns,
+        store: RateLimitStore | None = None,
+        on_outage: OnOutage | None = None,
     ) -> None:
         self.app = app
-        self._rate = Rate.parse(rate)
+        self._rates = [Rate.parse(one) for one in ([rate] if isinstance(rate, str) else rate)]
         self._exempt_prefixes = exempt_prefixes
-        self._max_keys = max_keys
-        self._clock_ns = clock_ns
-        self._states: dict[str, int] = {}  # least recently used first
+        self._store = store
+        self._on_outage = on_outage
+        self._limiter: Limiter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "lifespan" or scope["path"].startswith(self._exempt_prefixes):
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif self._is_exempt(scope):
+            scope.setdefault(LIMITED, None)
             await self.app(scope, receive, send)
-            return
-        verdict = self._decide(_client(scope))
-        headers = self._headers(verdict)
-        if verdict.allowed:
-
-            async def send_with_headers(message: Message) -> None:
-                if message["type"] in ("http.response.start", "websocket.accept"):
-                    message = {**message, "headers": [*message.get("headers", ()), *headers]}
-                await send(message)
-
-            await self.app(scope, receive, send_with_headers)
-            return
-        error = RateLimitedError(retry_after_seconds=verdict.retry_after_seconds)
-        if scope["type"] == "http":
-            await respond(scope, send, error, expose=False, headers=headers)
+        elif (outer := scope.get(LIMITED)) is not None:  # which decides, and sends the headers
+            await self._limit(scope, receive, _Answer(send, None), outer)
         else:
-            await refuse(scope, send, error, expose=False, is_open=False)
+            limited = scope[LIMITED] = Limited(self._limiter or self._started(), scope.get("root_path", ""))
+            token = enter(current())  # where nothing has before, so that dependencies can note whom they have verified
+            try:
+                await self._limit(scope, receive, _Answer(send, limited), limited)
+            finally:
+                leave(token)
 
-    def _decide(self, key: str) -> Verdict:
-        verdict = gcra(self._states.pop(key, 0), self._clock_ns(), self._rate)
-        if len(self._states) >= self._max_keys:
-            del self._states[next(iter(self._states))]
-        self._states[key] = verdict.state
-        return verdict
+    async def _limit(self, scope: Scope, receive: Receive, answer: _Answer, limited: Limited) -> None:
+        client = address(scope)
+        try:
+            await limited.take([charge("ip", rate, 1, "", "ip", client) for rate in self._rates])
+        except SvcInfraError as error:
+            await _refuse(scope, answer, error)
+            return
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:
+            if error is not limited.refusal or answer.begun:
+                scope[ANSWER_HEADERS] = limited.headers()
+                raise
+            await _refuse(scope, answer, error)  # by a route, in an app that does not answer such errors
 
-    def _headers(self, verdict: Verdict) -> Headers:
-        reset = math.ceil(time.time() + verdict.reset_after_seconds)
-        return [
-            (b"x-ratelimit-limit", str(self._rate.limit).encode()),
-            (b"x-ratelimit-remaining", str(verdict.remaining).encode()),
-            (b"x-ratelimit-reset", str(reset).encode()),
-        ]
+    def _is_exempt(self, scope: Scope) -> bool:
+        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._exempt_prefixes):
+            return True
+        return scope.get("method") == "OPTIONS" and any(
+            name == b"access-control-request-method" for name, _ in scope["headers"]
+        )
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            limiter = self._started()
+        except SvcInfraError as error:
+            await send({"type": "lifespan.startup.failed", "message": error.detail})
+            raise
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._limiter = None
+            if self._store is None:
+                await limiter.store.close()
+
+    def _started(self) -> Limiter:
+        wiring = current_wiring()
+        settings = wiring.settings if wiring is not None else Settings()
+        on_outage = self._on_outage or settings.rate_limit.on_outage
+        self._limiter = Limiter(self._store or store_of(settings), on_outage=on_outage)
+        return self._limiter
 
 
-def _client(scope: Scope) -> str:
-    address = client_ip(scope)
-    if ":" not in address:
-        return address
-    try:
-        parsed = IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(parsed.ipv4_mapped or parsed.packed[:8].hex())
+class _Answer:
+    """Adds the headers to an answer, whoever gives it; those of nothing where `limited` is None."""
+
+    __slots__ = ("_limited", "_send", "begun")
+
+    def __init__(self, send: Send, limited: Limited | None) -> None:
+        self._send = send
+        self._limited = limited
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        """Pass on what is sent."""
+        if message["type"] in _STARTS:
+            self.begun = True
+            if self._limited is not None:
+                message = {**message, "headers": [*message.get("headers", ()), *self._limited.headers()]}
+        await self._send(message)
+
+
+async def _refuse(scope: Scope, answer: _Answer, error: Exception) -> None:
+    if scope["type"] == "http":
+        await respond(scope, answer, error, expose=False)
+    else:
+        await refuse(scope, answer, error, expose=False, is_open=False)

@@ -17,6 +17,7 @@ class Context:
     span_id: str = ""
     tenant_id: str = ""
     principal_id: str = ""
+    api_key_id: str = ""
     actor_id: str = ""
     job_id: str = ""
 

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from svc_infra.db.database import AsyncDatabase
+from svc_infra.middleware.http import IdentifiesUser
 from svc_infra.security._policy import Policy
 from svc_infra.security.accounts import Accounts
-from svc_infra.security.http import auth_router
+from svc_infra.security.http import auth_router, identify_user
 from svc_infra.security.passwords import PasswordHasher
 from svc_infra.security.sessions import Sessions
 from svc_infra.security.tokens import AccessTokens, KeyRing
@@ -40,6 +41,7 @@ def add_auth_users(app: FastAPI, *, prefix: str = "/auth", roles: Mapping[str, C
         return
     policy = Policy(roles)
     wiring.add(Part(_PART, run=lambda: _running(wiring, policy), after=("db",)))
+    wiring.provide(IdentifiesUser, identify_user)
     app.include_router(auth_router(prefix))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response, Security, params
@@ -25,6 +25,8 @@ from svc_infra.wiring import wiring_of
 T = TypeVar("T")
 
 MAX_REFRESH_TOKEN_CHARACTERS = 256
+
+_VERIFIED = "svc_infra.verified"
 
 
 class _BearerToken(SecurityBase):
@@ -54,9 +56,18 @@ async def get_optional_user(
     """
     if token is None:
         return None
-    principal = await _sessions(connection).principal(token)
+    sessions = _sessions(connection)
+    verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
+    if verified_by is not sessions:
+        principal = await sessions.principal(token)
+        connection.scope[_VERIFIED] = sessions, principal
     context.current().principal_id = str(principal.id)
-    return principal
+    return cast(Principal, principal)
+
+
+async def identify_user(connection: HTTPConnection) -> Principal | None:
+    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
+    return await get_optional_user(connection, await _BearerToken()(connection))
 
 
 async def get_current_user(user: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from svc_infra.middleware.http import IdentifiesTenant
 from svc_infra.tenancy.context import Tenancy, TenantResolver, set_tenant_resolver
+from svc_infra.tenancy.http import identify_tenant
 from svc_infra.wiring import wiring_of
 
 if TYPE_CHECKING:
@@ -18,5 +20,7 @@ def add_tenancy(app: FastAPI, resolver: TenantResolver | None = None) -> None:
         app: An app with accounts (`add_auth_users`), or with a resolver that needs none.
         resolver: The app's own answer; see `set_tenant_resolver`.
     """
-    if resolver is not None or not wiring_of(app).has(Tenancy):
+    wiring = wiring_of(app)
+    if resolver is not None or not wiring.has(Tenancy):
         set_tenant_resolver(app, resolver)
+    wiring.provide(IdentifiesTenant, identify_tenant)

@@ -9,7 +9,7 @@ from fastapi.requests import HTTPConnection
 
 from svc_infra.errors import BadRequestError, ConfigurationError, ForbiddenError, TenantRequiredError
 from svc_infra.obs import context
-from svc_infra.security.http import Identity, OptionalIdentity
+from svc_infra.security.http import Identity, OptionalIdentity, identify_user
 from svc_infra.tenancy.context import TENANT_HEADER, Tenancy, TenantQuestion
 from svc_infra.wiring import wiring_of
 
@@ -52,6 +52,11 @@ async def require_tenant_id(tenant_id: Annotated[str | None, Depends(resolve_ten
 
 TenantId = Annotated[str, Depends(require_tenant_id)]
 OptionalTenantId = Annotated[str | None, Depends(resolve_tenant_id)]
+
+
+async def identify_tenant(connection: HTTPConnection) -> str | None:
+    """As `resolve_tenant_id`, for what runs before a route's own dependencies."""
+    return await resolve_tenant_id(connection, await identify_user(connection), connection.headers.get(TENANT_HEADER))
 
 
 def RequireTenantRole(*roles: str) -> params.Depends:  # noqa: N802 - reads like the type that it stands for
