@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -112,19 +113,18 @@ async def _memory(peers: list[str]) -> list[dict[str, Any]]:
         "svc-infra, named argument": lambda: given(number=42),
     }
     if "aiocache" in peers:
-        import aiocache
+        aiocache: Any = import_module("aiocache")
 
-        @aiocache.cached(ttl=300)  # type: ignore[misc, unused-ignore]
+        @aiocache.cached(ttl=300)  # type: ignore[untyped-decorator]
         async def by_aiocache(number: int) -> str:
             return TEXT
 
         contenders["aiocache, memory"] = lambda: by_aiocache(42)
     if "cashews" in peers:
-        import cashews
-
+        cashews: Any = import_module("cashews")
         cashews.cache.setup("mem://")
 
-        @cashews.cache(ttl=300)
+        @cashews.cache(ttl=300)  # type: ignore[untyped-decorator]
         async def by_cashews(number: int) -> str:
             return TEXT
 
@@ -157,14 +157,14 @@ async def _shared(url: str, peers: list[str]) -> list[dict[str, Any]]:
         "svc-infra, @cached with a tag": lambda: tagged(42),
     }
     if "aiocache" in peers:
-        import aiocache
+        aiocache: Any = import_module("aiocache")
 
         host, _, port = url.removeprefix("redis://").rpartition("@")[2].partition(":")
         options = {"endpoint": host, "port": int(port.partition("/")[0]), "namespace": "aiocache"}
 
         @aiocache.cached(
             ttl=300, cache=aiocache.Cache.REDIS, serializer=aiocache.serializers.JsonSerializer(), **options
-        )  # type: ignore[misc, unused-ignore]
+        )  # type: ignore[untyped-decorator]
         async def by_aiocache(number: int) -> str:
             return TEXT
 

@@ -22,9 +22,10 @@ from svc_infra.security import Organizations, Sessions
 from svc_infra.security.http import Identity, RequireUser
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.tenancy.http import TenantId
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
 from tests.middleware.asgi import call
-from tests.security.conftest import Client, FakeClock, running, service
+from tests.security.conftest import Client, running, service
 
 APPS: list[Callable[[], FastAPI]] = [create_app, FastAPI]
 

@@ -109,4 +109,4 @@ class Channel:
             self.listening = False
             self._on_gap()
             if error is not None:
-                _log.info("cache.channel_lost", exc_info=error)
+                _log.info("cache.channel_lost", extra={"reason": str(error)})

@@ -158,7 +158,7 @@ class Memory:
                 if entry.size_bytes <= self.max_bytes and self.max_entries:
                     self._insert(entry, False)
                     self._evict()
-            if type(entry.value) is not int:
+            if type(entry.value) is not int or entry.codec is not codec or entry.tags:
                 raise ValueError(key)
             total: int = entry.value + by
             entry.value = total

@@ -18,10 +18,11 @@ from itertools import islice
 from struct import pack
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from svc_infra._optional import need
 from svc_infra.cache._channel import Channel
 from svc_infra.cache.codec import FORMAT, FRESH_UNTIL_OFFSET_BYTES
-from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
-from svc_infra.redis import connect, translating
+from svc_infra.errors import SvcInfraError, UnavailableError
+from svc_infra.redis import connect, translated, translating
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 LEASE_WAIT_SECONDS = 30.0
-MAX_CONNECTIONS = 50
+MAX_CONNECTIONS = 16
+"""Commands under way at once; more wait. Python is busy with fewer, and a cold start makes no storm."""
 MAX_NAMES = 1000
 """Names in one command or message; more go in several."""
 MAX_PENDING = 10_000
@@ -45,12 +47,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to compute a value for every process; without it nothing is stored.
+    """The right to compute a value for every process, for some seconds unless it is renewed.
 
     Attributes:
-        key: The value's key.
         token: Whose lease it is.
-        seconds: How long it lasts unless it is renewed.
         tags: The token of each of the value's tags, from before the computation.
     """
 
@@ -72,7 +72,7 @@ class Shared:
         on_names, on_gap: See `Channel`.
         timeout_seconds: Longest wait for an answer.
         retry_seconds: How often Redis is tried while it is away.
-        lease_wait_seconds: Longest wait for another process that is computing the same value.
+        lease_wait_seconds: Longest wait for a process that computes the same value.
         listen: Whether to hear what other processes invalidate.
     """
 
@@ -101,6 +101,9 @@ class Shared:
         self._listener: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scripts: dict[tuple[str, ...], AsyncScript] = {}
+        errors = need("redis.exceptions")
+        self._closed, self._answers, self._failures = errors.ConnectionError, errors.ResponseError, errors.RedisError
+        self._reading: list[Any] = []  # connections that wait for the next question
         self._client: Redis = self._connect()  # reads the URL now; the connections are made by the loop that uses them
 
     @property
@@ -121,6 +124,7 @@ class Shared:
             self.channel.lost()
             self._client = self._connect()
         self._loop = loop
+        self._reading = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._recovery = None
         self._listener = loop.create_task(self.channel.listen(self._client)) if self._listen else None
@@ -129,29 +133,54 @@ class Shared:
         """Close every connection; the next command opens new ones."""
         if self._loop is not asyncio.get_running_loop():
             return
-        tasks = [task for task in (self._listener, self._recovery) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks = {task for task in (self._listener, self._recovery) if task is not None}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=0.1)  # redis-py can swallow one that comes while it connects
         self._listener = self._recovery = None
+        if self._pending or self._all_pending:
+            _log.warning("cache.invalidations_undelivered", extra={"names": len(self._pending)})
         await self._client.aclose()
         self._loop = None
         self._client = self._connect()
 
-    # ------------------------------------------------------------------------------------------------------- reading
-
     async def read(self, names: Sequence[str]) -> list[bytes | None]:
         """The values of these names, in one command."""
+        if len(names) == 1:
+            return [await self._fetch("GET", _raw(names[0]))]
         found: list[Any] = []
         for some in _chunks(names):
-            raw = [_raw(name) for name in some]
-            if len(raw) == 1:
-                found.append(await self._ask(lambda client, raw=raw: client.get(raw[0])))  # type: ignore[misc]
-            else:
-                found += await self._ask(lambda client, raw=raw: client.mget(raw))  # type: ignore[misc]
+            found += await self._fetch("MGET", *[_raw(name) for name in some])
         return found
 
-    # ----------------------------------------------------------------------------------------------------- computing
+    async def _fetch(self, *words: str | bytes) -> Any:
+        """Ask on a connection kept for that, as the pool would cost half as much again; and again if it was closed."""
+        self._check()
+        async with self._slots:
+            try:
+                if self._reading:
+                    try:
+                        return await self._exchange(self._reading.pop(), words)
+                    except self._closed:
+                        pass  # by the server, perhaps long ago
+                return await self._exchange(await self._pool.get_connection(), words)
+            except self._failures as error:
+                told = translated(error)
+                if not isinstance(error, self._answers):
+                    self._lost(told)
+                raise told from error
+
+    async def _exchange(self, connection: Any, words: tuple[str | bytes, ...]) -> Any:
+        try:
+            await connection.send_command(*words)
+            answer = await connection.read_response()
+        except BaseException:
+            await connection.disconnect(nowait=True)  # or it could have the answer to another question
+            await self._pool.release(connection)
+            raise
+        self._reading.append(connection)
+        return answer
 
     async def acquire(
         self, key: str, tags: Sequence[str], *, seconds: float, keep_seconds: float, force: bool = False
@@ -208,8 +237,6 @@ class Shared:
         except SvcInfraError as error:
             _log.debug("cache.lease_not_released", exc_info=error)  # it ends by itself
 
-    # ------------------------------------------------------------------------------------------------------- changing
-
     async def write(self, values: Mapping[str, bytes], keep_seconds: float) -> None:
         """Store values over whatever is there or being computed, and tell the other processes."""
         for names in _chunks(list(values)):
@@ -225,17 +252,14 @@ class Shared:
             await self._ask(store)
 
     async def invalidate(self, names: Sequence[str]) -> int | None:
-        """Forget keys and tags, and tell the other processes.
-
-        Returns:
-            How many of them there were; None when Redis is away and will be told when it is back.
-        """
+        """Forget keys and tags, tell the other processes, and say how many there were; None when that has to wait."""
         removed = 0
         try:
             for some in _chunks(names):
                 removed += await self._ask(lambda client, some=some: self._forget(client, some))  # type: ignore[misc]
-        except SvcInfraError:
+        except SvcInfraError as error:
             self._remember(names)
+            self._lost(error)  # whatever it was: until this has been said, what Redis has is not to be used
             return None
         return removed
 
@@ -253,18 +277,21 @@ class Shared:
         """Forget everything under the prefix, in time that grows with all that Redis holds."""
         try:
             await self._ask(self._clear)
-        except SvcInfraError:
+        except SvcInfraError as error:
             self._all_pending = True
+            self._lost(error)
             return False
         return True
 
-    # ------------------------------------------------------------------------------------------------------------ own
+    @property
+    def _pool(self) -> Any:
+        return self._client.connection_pool
 
     def _connect(self) -> Redis:
         return connect(
             self._url,
             timeout_seconds=self._timeout_seconds,
-            max_connections=MAX_CONNECTIONS + 2,  # the listener's, and the recovery's
+            max_connections=2 * MAX_CONNECTIONS + 2,  # for reading, for the rest, the listener's and the recovery's
             client_name="svc-infra-cache",
         )
 
@@ -277,20 +304,24 @@ class Shared:
         return await self._ask(lambda client: self._scripts[parts](keys=names, args=terms, client=client))
 
     async def _ask(self, command: Callable[[Redis], Awaitable[T]]) -> T:
-        self.attach()
-        if self._recovery is not None:
-            raise UnavailableError("Redis is away.", retry_after_seconds=self._retry_seconds)
+        self._check()
         async with self._slots:
             try:
                 with translating():
                     return await command(self._client)
-            except (UnavailableError, ConfigurationError) as error:
-                self._lost(error)
+            except SvcInfraError as error:
+                if not isinstance(error.__cause__, self._answers):
+                    self._lost(error)
                 raise
+
+    def _check(self) -> None:
+        self.attach()
+        if self._recovery is not None:
+            raise UnavailableError("Redis is away.", retry_after_seconds=self._retry_seconds)
 
     def _lost(self, error: SvcInfraError) -> None:
         if self._recovery is None:
-            _log.warning("cache.redis_lost", exc_info=error)
+            _log.warning("cache.redis_lost", extra={"reason": error.detail})
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:
@@ -302,10 +333,10 @@ class Shared:
                     await self._catch_up(self._client)
             except Exception as error:  # noqa: BLE001 - whatever it is, Redis is not back; the outage was logged
                 _log.debug("cache.redis_still_lost", exc_info=error)
-                continue
-            self._recovery = None
-            _log.info("cache.redis_back")
-            return
+            else:
+                self._recovery = None
+                _log.info("cache.redis_back")
+                return
 
     async def _catch_up(self, client: Redis) -> None:
         if self._all_pending:

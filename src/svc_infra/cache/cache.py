@@ -314,6 +314,11 @@ class Cache:
         """Whether the second level answers."""
         return self._shared is not None and self._shared.is_up
 
+    @property
+    def is_coherent(self) -> bool:
+        """Whether this process hears at once what others invalidate; it keeps things in memory only briefly if not."""
+        return self._shared is not None and self._shared.channel.listening
+
     def all_stats(self) -> list[Stats]:
         """The counts of every cached function, and of the keys that are used directly."""
         return list(self._stats.values())

@@ -22,6 +22,7 @@ import msgspec
 import orjson
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
 
 from svc_infra.errors import ConfigurationError, ValidationError
 
@@ -155,6 +156,13 @@ def is_immutable(value: Any) -> bool:
     return False
 
 
+class _Quietly(GenerateJsonSchema):
+    """Warns of nothing: this schema is only compared."""
+
+    def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
+        """Say nothing."""
+
+
 def _to_plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(round_trip=True, by_alias=False)
@@ -169,6 +177,6 @@ def _schema_of(kind: type) -> dict[str, Any]:
     if not issubclass(kind, BaseModel):
         raise TypeError(f"{kind.__qualname__} is no type of data")
     try:
-        return kind.model_json_schema()
+        return kind.model_json_schema(schema_generator=_Quietly)
     except PydanticInvalidForJsonSchema:
         return {"title": kind.__qualname__}

@@ -15,7 +15,7 @@ from svc_infra.cache.cache import Cache
 from svc_infra.cache.codec import codec_of
 from svc_infra.cache.keys import MAX_KEY_CHARACTERS, PLAIN, Arguments, Template, shortened
 from svc_infra.cache.loading import Call, Compute
-from svc_infra.cache.policy import DEFAULT_LEASE_SECONDS, DEFAULT_TTL_SECONDS, Duration, Policy, seconds_of
+from svc_infra.cache.policy import DEFAULT_LEASE_SECONDS, Duration, Policy, policies
 from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.obs.context import current
 from svc_infra.wiring import Wiring, current_wiring
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 Tags = Iterable[str] | Callable[..., Iterable[str]]
 
-_Given = tuple[tuple[Any, ...], dict[str, Any]]  # what a function is called with
+_Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Plan:
@@ -93,26 +93,38 @@ class _Cached(Generic[P, R]):
         self._cache = cache
         self._bound: tuple[Wiring | None, _Plan] | None = None  # one value, so that threads of two apps never mix them
 
+    @property
+    def stats_name(self) -> str:
+        """Under which name its uses are counted: module and function."""
+        return self._arguments.name
+
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The full name of these arguments' result, for the tenant in context."""
-        return self._locate(self._planned(), args, kwargs)
+        return self._find(args, kwargs)[1]
 
     def tags(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
         """The full names of the result's tags."""
-        if not self._tags:
-            return ()
-        plan = self._planned()
-        if callable(self._tags):
-            return tuple(plan.cache.tag_name(tag) for tag in self._tags(*args, **kwargs))
-        named = self._arguments.named(args, kwargs)
-        return tuple(plan.cache.tag_name(tag.fill(named, quoted=False)) for tag in self._tags)
+        return self._tag_names(self._find(args, kwargs)[0], args, kwargs)
 
-    def _planned(self) -> _Plan:
-        """The plan for the cache of the app that runs here, or the one that was given."""
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Plan, str]:
+        """The plan for the cache that is used here, and the key; one function, as every hit pays for it."""
         wiring = current_wiring() if self._cache is None else None
         bound = self._bound
-        if bound is not None and bound[0] is wiring:
-            return bound[1]
+        plan = bound[1] if bound is not None and bound[0] is wiring else self._bind(wiring)
+        tenant = current().tenant_id if self._by_tenant else ""
+        if not kwargs and len(args) == self._arity and PLAIN.issuperset(map(type, args)):
+            text = repr(args)
+        elif self._key is None:
+            text = self._arguments.text(args, kwargs)
+        elif isinstance(self._key, Template):
+            return plan, plan.cache.key_name(self._key.fill(self._arguments.named(args, kwargs), quoted=True), tenant)
+        else:
+            return plan, plan.cache.key_name(self._key(*args, **kwargs), tenant)
+        key = f"{plan.prefix}@{tenant!r}{text}" if tenant else f"{plan.prefix}{text}"
+        return plan, key if len(key) <= MAX_KEY_CHARACTERS else shortened(key)
+
+    def _bind(self, wiring: Wiring | None) -> _Plan:
+        """The plan for the cache of the app that runs here, or for the one that was given."""
         if self._cache is not None:
             cache = self._cache
         elif wiring is not None:
@@ -140,21 +152,14 @@ class _Cached(Generic[P, R]):
                 f"What {self._arguments.name} returns is not known when it runs ({error}): give @cached kind=."
             ) from error
 
-    def _locate(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        tenant = current().tenant_id if self._by_tenant else ""
-        if isinstance(self._key, Template):
-            return plan.cache.key_name(self._key.fill(self._arguments.named(args, kwargs), quoted=True), tenant)
-        if self._key is not None:
-            return plan.cache.key_name(self._key(*args, **kwargs), tenant)
-        if kwargs or len(args) != self._arity or not PLAIN.issuperset(map(type, args)):
-            text = self._arguments.text(args, kwargs)
-        else:
-            text = repr(args)
-        key = f"{plan.prefix}@{tenant!r}{text}" if tenant else f"{plan.prefix}{text}"
-        return key if len(key) <= MAX_KEY_CHARACTERS else shortened(key)
+    def _tag_names(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        if callable(self._tags):
+            return tuple(plan.cache.tag_name(tag) for tag in self._tags(*args, **kwargs))
+        named = self._arguments.named(args, kwargs)
+        return tuple(plan.cache.tag_name(tag.fill(named, quoted=False)) for tag in self._tags)
 
     def _call(self, plan: _Plan, key: str, given: _Given, compute: Compute, recompute: Compute) -> Call:
-        tags = self.tags(*given[0], **given[1]) if self._tags else ()
+        tags = self._tag_names(plan, *given) if self._tags else ()
         return Call(key, tags, plan.codec, plan.policy, plan.stats, compute, recompute)
 
 
@@ -163,8 +168,7 @@ class CachedFunction(_Cached[P, R]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, from the cache or computed."""
-        plan = self._planned()
-        key = self._locate(plan, args, kwargs)
+        plan, key = self._find(args, kwargs)
         entry = plan.hit(key)
         if entry is not None:
             return cast(R, entry.get() if entry.encoded else entry.value)
@@ -172,13 +176,13 @@ class CachedFunction(_Cached[P, R]):
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, computed anew for every process."""
-        plan = self._planned()
-        return cast(R, await plan.loader.refresh(self._asked(plan, self._locate(plan, args, kwargs), args, kwargs)))
+        plan, key = self._find(args, kwargs)
+        return cast(R, await plan.loader.refresh(self._asked(plan, key, args, kwargs)))
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of these arguments in every process."""
-        plan = self._planned()
-        await plan.cache.invalidate([self._locate(plan, args, kwargs)])
+        plan, key = self._find(args, kwargs)
+        await plan.cache.invalidate([key])
 
     @overload
     def __get__(self, instance: None, owner: type) -> CachedFunction[P, R]: ...
@@ -187,7 +191,7 @@ class CachedFunction(_Cached[P, R]):
         self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type
     ) -> Callable[Q, Coroutine[Any, Any, T]]: ...
     def __get__(self, instance: Any, owner: type) -> Any:
-        """As a method; `invalidate` and the like then take the instance as their first argument."""
+        """As a method; `invalidate` and the like still take the instance as their first argument."""
         return self if instance is None else MethodType(self, instance)
 
     def _asked(self, plan: _Plan, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -200,15 +204,13 @@ class CachedFunction(_Cached[P, R]):
 class CachedSyncFunction(_Cached[P, R]):
     """A plain function whose results are cached; call it as before. Made by `cached`.
 
-    In a thread beside the cache's event loop, such as that of a plain route, it does all that an async function does.
-    In the loop's own thread, and where no loop runs, it cannot wait: there it has only the memory, and two threads may
-    compute the same.
+    In a thread beside the cache's event loop, such as that of a plain route, it does all that an async one does. In the
+    loop's own thread, and where none runs, it can wait for nobody: there it has only the memory.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, from the cache or computed."""
-        plan = self._planned()
-        key = self._locate(plan, args, kwargs)
+        plan, key = self._find(args, kwargs)
         entry = plan.hit(key)
         if entry is not None:
             return cast(R, entry.get() if entry.encoded else entry.value)
@@ -219,8 +221,8 @@ class CachedSyncFunction(_Cached[P, R]):
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, computed anew; for every process where that can be waited for."""
-        plan = self._planned()
-        call, caller = self._asked(plan, self._locate(plan, args, kwargs), args, kwargs)
+        plan, key = self._find(args, kwargs)
+        call, caller = self._asked(plan, key, args, kwargs)
         if caller is not None:
             return cast(R, caller.wait(plan.loader.refresh(call)))
         self.invalidate(*args, **kwargs)
@@ -228,22 +230,21 @@ class CachedSyncFunction(_Cached[P, R]):
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of these arguments; in the loop's own thread the other processes hear of it a bit later."""
-        plan = self._planned()
-        names = [self._locate(plan, args, kwargs)]
+        plan, key = self._find(args, kwargs)
         caller = _caller_of(plan, lambda: None)
         if caller is not None:
-            caller.wait(plan.cache.invalidate(names))
+            caller.wait(plan.cache.invalidate([key]))
             return
-        plan.cache.memory.forget(names)
+        plan.cache.memory.forget([key])
         if plan.cache.levels.is_here():
-            plan.cache.levels.spawn(plan.cache.invalidate(names))
+            plan.cache.levels.spawn(plan.cache.invalidate([key]))
 
     @overload
     def __get__(self, instance: None, owner: type) -> CachedSyncFunction[P, R]: ...
     @overload
     def __get__(self: CachedSyncFunction[Concatenate[S, Q], T], instance: S, owner: type) -> Callable[Q, T]: ...
     def __get__(self, instance: Any, owner: type) -> Any:
-        """As a method; `invalidate` and the like then take the instance as their first argument."""
+        """As a method; `invalidate` and the like still take the instance as their first argument."""
         return self if instance is None else MethodType(self, instance)
 
     def _asked(
@@ -278,11 +279,7 @@ class _Caller:
         return value
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run in the thread: what comes out of the coroutine.
-
-        Raises:
-            UnavailableError: The event loop stopped.
-        """
+        """Run in the thread: what comes out of the coroutine."""
         outcome = asyncio.run_coroutine_threadsafe(work, self._loop)
         outcome.add_done_callback(lambda _: self._asked.put(None))
         while True:
@@ -319,7 +316,9 @@ def _caller_of(plan: _Plan, function: Callable[[], Any]) -> _Caller | None:
     return None
 
 
-class _Decorator(Protocol):
+class CachedDecorator(Protocol):
+    """What `cached` gives: an async function becomes a `CachedFunction`, a plain one a `CachedSyncFunction`."""
+
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[P, Coroutine[Any, Any, R]], /
@@ -344,7 +343,7 @@ def cached(
     kind: Any = None,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
     cache: Cache | None = None,
-) -> _Decorator:
+) -> CachedDecorator:
     """Cache the results of an async or plain function: `@cached(ttl=300)`.
 
     Callers who want the same at the same time wait for one computation, also across processes. Results are kept by the
@@ -362,8 +361,7 @@ def cached(
             background (RFC 5861), in seconds or a timedelta. The function must then work after the request has ended.
         stale_if_error: How long after its time a result is given out when the function raises.
         jitter: The part of the time to live that is taken off at random, from 0 to 1.
-        early: How eagerly a result is renewed in the background before it ends, relative to how long it takes to
-            compute; 0 never does.
+        early: How eagerly a result that takes long is renewed in the background before it ends; 0 never does.
         by_tenant: Whether each tenant has results of their own.
         share: Hand the same object to all callers, who promise not to change it. What cannot be changed always is.
         kind: What the function returns, where its annotation does not say it.
@@ -374,23 +372,7 @@ def cached(
         ConfigurationError: A number or a template is wrong. At the first call: there is no cache, or what the function
             returns cannot be stored.
     """
-
-    def policy_of(default_ttl_seconds: float) -> Policy:
-        fresh = default_ttl_seconds if ttl is None else seconds_of("ttl", ttl)
-        return Policy(
-            ttl_seconds=fresh,
-            negative_ttl_seconds=(
-                fresh if negative_ttl is None else seconds_of("negative_ttl", negative_ttl, positive=False)
-            ),
-            stale_while_revalidate_seconds=seconds_of("stale_while_revalidate", stale_while_revalidate, positive=False),
-            stale_if_error_seconds=seconds_of("stale_if_error", stale_if_error, positive=False),
-            jitter=jitter,
-            early=early,
-            share=share,
-            lease_seconds=seconds_of("lease_seconds", lease_seconds),
-        )
-
-    policy_of(DEFAULT_TTL_SECONDS)  # what is wrong is said when the function is defined
+    policy_of = policies(ttl, negative_ttl, stale_while_revalidate, stale_if_error, jitter, early, share, lease_seconds)
 
     def decorate(function: Callable[..., Any]) -> Any:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -398,4 +380,4 @@ def cached(
         made = CachedFunction if inspect.iscoroutinefunction(function) else CachedSyncFunction
         return made(function, policy_of, key=key, tags=tags, ignore=ignore, by_tenant=by_tenant, kind=kind, cache=cache)
 
-    return cast(_Decorator, decorate)
+    return cast(CachedDecorator, decorate)

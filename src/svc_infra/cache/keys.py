@@ -50,9 +50,10 @@ class Arguments:
         self.names = frozenset(self._signature.parameters)
         self.check(ignore, "ignore")
         self._ignored = frozenset(ignore)
-        positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-        plain = not self._ignored and len(positional) == len(parameters)
-        self.arity = len(positional) if plain else -1
+        self._positional = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        self._defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        self._is_simple = all(one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in parameters)
+        self.arity = len(self._positional) if not self._ignored and len(self._positional) == len(parameters) else -1
         """How many arguments a call has whose positional arguments are the key's values; -1: none is like that."""
 
     def check(self, used: Iterable[str], where: str) -> None:
@@ -70,6 +71,11 @@ class Arguments:
         Raises:
             TypeError: The function does not take these.
         """
+        given = dict(zip(self._positional, args, strict=False)) if len(args) <= len(self._positional) else {}
+        if self._is_simple and len(given) == len(args) and not given.keys() & kwargs.keys():
+            filled = {**self._defaults, **given, **kwargs}
+            if filled.keys() == self.names:  # else Python says what is wrong with this call
+                return {name: filled[name] for name in self._signature.parameters}
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments

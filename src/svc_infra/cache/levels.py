@@ -17,6 +17,9 @@ from svc_infra.errors import SvcInfraError
 OUTAGE_TTL_SECONDS = 5.0
 """How long memory is believed while nobody can say what other processes invalidate."""
 
+CLOSE_SECONDS = 5.0
+"""How long what runs in the background may take to end when the cache is closed."""
+
 EXACT = Policy(jitter=0.0, early=0.0)
 """How values are kept that the application stores itself."""
 
@@ -68,7 +71,8 @@ class Levels:
         running = list(self.background)
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if running:
+            await asyncio.wait(running, timeout=CLOSE_SECONDS)
         self.loop = None
         if self.shared is not None:
             await self.shared.close()

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from svc_infra.cache._memory import Entry
@@ -56,7 +57,7 @@ class _Flight:
         newer_than: The version that is to be replaced; 0 for none.
     """
 
-    __slots__ = ("entry", "error", "mark", "names", "newer_than", "waiters")
+    __slots__ = ("entry", "error", "mark", "names", "newer_than", "traceback", "waiters")
 
     def __init__(self, mark: int, names: tuple[str, ...], newer_than: float) -> None:
         self.mark = mark
@@ -64,6 +65,7 @@ class _Flight:
         self.newer_than = newer_than
         self.entry: Entry | None = None
         self.error: Exception | None = None
+        self.traceback: TracebackType | None = None
         self.waiters: list[asyncio.Future[None]] = []
 
     async def outcome(self) -> Entry | None:
@@ -72,7 +74,7 @@ class _Flight:
         self.waiters.append(waiter)
         await waiter
         if self.error is not None:
-            raise self.error.with_traceback(None)
+            raise self.error.with_traceback(self.traceback)  # not one that grows with every waiter
         return self.entry
 
     def land(self) -> None:
@@ -154,7 +156,7 @@ class Loader:
         try:
             value, flight.entry = await self._lead(call, flight, compute)
         except Exception as error:
-            flight.error = error
+            flight.error, flight.traceback = error, error.__traceback__
             raise
         else:
             return value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from svc_infra.errors import ConfigurationError
@@ -79,3 +80,36 @@ class Policy:
             return 0.0
         drawn = -compute_seconds * self.early * math.log(1.0 - random.random())  # noqa: S311 - as above
         return min(drawn, left_seconds / 2)
+
+
+def policies(
+    ttl: Duration | None,
+    negative_ttl: Duration | None,
+    stale_while_revalidate: Duration,
+    stale_if_error: Duration,
+    jitter: float,
+    early: float,
+    share: bool,
+    lease_seconds: float,
+) -> Callable[[float], Policy]:
+    """Read the options of `cached`; gives the policy for a cache with this default time to live in seconds.
+
+    Raises:
+        ConfigurationError: One of them makes no sense.
+    """
+    given = None if ttl is None else seconds_of("ttl", ttl)
+    negative = None if negative_ttl is None else seconds_of("negative_ttl", negative_ttl, positive=False)
+    policy = Policy(
+        stale_while_revalidate_seconds=seconds_of("stale_while_revalidate", stale_while_revalidate, positive=False),
+        stale_if_error_seconds=seconds_of("stale_if_error", stale_if_error, positive=False),
+        jitter=jitter,
+        early=early,
+        share=share,
+        lease_seconds=seconds_of("lease_seconds", lease_seconds),
+    )
+
+    def policy_of(default_ttl_seconds: float) -> Policy:
+        fresh = default_ttl_seconds if given is None else given
+        return replace(policy, ttl_seconds=fresh, negative_ttl_seconds=fresh if negative is None else negative)
+
+    return policy_of

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.cache.cache import Cache
-from svc_infra.cache.functions import cached
+from svc_infra.cache.functions import CachedDecorator, cached
 from svc_infra.cache.keys import Arguments, Template
 from svc_infra.cache.policy import Duration
 from svc_infra.errors import ConfigurationError
@@ -33,7 +33,7 @@ class Resource:
     name: str
     id_field: str
 
-    def cache_read(self, ttl: Duration | None = None, *, tags: Iterable[str] = (), **options: Any) -> Any:
+    def cache_read(self, ttl: Duration | None = None, *, tags: Iterable[str] = (), **options: Any) -> CachedDecorator:
         """Cache what this function reads about one of them; the arguments are those of `cached`."""
         return cached(ttl, tags=[self._tag, *tags], **options)
 
