@@ -17,6 +17,7 @@ from svc_infra.config.settings import (
     AppSettings,
     AuthSettings,
     HttpClientSettings,
+    IdempotencySettings,
     JobsSettings,
     LogSettings,
     MetricsSettings,
@@ -27,7 +28,7 @@ from svc_infra.config.settings import (
 )
 
 __all__ = [
-    "AppSettings", "AuthSettings", "Environment", "HttpClientSettings", "JobsSettings", "ListedSetting", "LogSettings",
-    "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
-    "likely_typos", "list_settings",
+    "AppSettings", "AuthSettings", "Environment", "HttpClientSettings", "IdempotencySettings", "JobsSettings",
+    "ListedSetting", "LogSettings", "MetricsSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings",
+    "WebhooksSettings", "likely_typos", "list_settings",
 ]  # fmt: skip
