@@ -159,22 +159,6 @@ async def test_an_answer_is_forgotten_in_time_and_the_key_is_new(backend: Backen
     assert await store.finish(again, ANSWER)
 
 
-async def test_purging_deletes_what_is_forgotten_and_nothing_else(backend: Backend) -> None:
-    if backend.name == "valkey":
-        pytest.skip("the server forgets by itself")
-    short, long = backend.make(SHORT_SECONDS, SHORT_SECONDS), backend.make(60, 3600)
-    for number in range(5):
-        await claim(short, key=f"short {number}")
-    await claim(long)
-    purged = []
-    async with asyncio.timeout(WAIT_SECONDS):
-        while sum(purged) < 5:
-            purged.append(await long.purge(limit=2))
-    assert max(purged) == 2
-    assert await long.purge(limit=2) == 0
-    assert await long.claim(KEY, PRINT) is Refusal.IN_PROGRESS
-
-
 async def test_the_store_answers(store: IdempotencyStore) -> None:
     await store.ping()
 

@@ -8,15 +8,39 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Delete, Update, and_, delete, or_, select, update
+from sqlalchemy import CursorResult, Row, Table, and_, bindparam, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.expression import Executable
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.idempotency.answer import Answer
-from svc_infra.idempotency.models import IdempotencyRow as Row
+from svc_infra.idempotency.models import IdempotencyRow
 from svc_infra.idempotency.store import DEFAULT_LEASE_SECONDS, DEFAULT_TTL_SECONDS, Claim, Refusal, check_times
 from svc_infra.types import Clock, SystemClock
+
+# Built once: to build them takes SQLAlchemy longer than to run them.
+_KEYS = cast(Table, IdempotencyRow.__table__)
+_OF = _KEYS.c
+_NEW = insert(_KEYS).values({column.name: bindparam(f"new_{column.name}") for column in _OF})
+_IS_LEFT = and_(
+    _OF.status.is_(None), _OF.lease_expires_at <= bindparam("now"), _OF.fingerprint == _NEW.excluded.fingerprint
+)
+_CLAIM = _NEW.on_conflict_do_update(
+    index_elements=[_OF.key],
+    set_={column.name: _NEW.excluded[column.name] for column in _OF if column is not _OF.key},
+    where=or_(_OF.expires_at <= bindparam("now"), _IS_LEFT),
+).returning(_OF.token)
+_LOOK = select(_KEYS).where(_OF.key == bindparam("key"))
+_HELD = (_OF.key == bindparam("held_key"), _OF.token == bindparam("held_token"), _OF.status.is_(None))
+_FINISH = (
+    update(_KEYS)
+    .where(*_HELD)
+    .values({name: bindparam(f"new_{name}") for name in ("expires_at", "status", "headers", "body")})
+)
+_RELEASE = delete(_KEYS).where(*_HELD)
+_OLD = select(_OF.key).where(_OF.expires_at <= bindparam("now")).order_by(_OF.expires_at).limit(bindparam("limit"))
+_PURGE = delete(_KEYS).where(_OF.key.in_(_OLD.with_for_update(skip_locked=True))).returning(_OF.key)
 
 
 class SqlIdempotencyStore:
@@ -55,29 +79,25 @@ class SqlIdempotencyStore:
         if self._db.dialect == "sqlite":
             # A claim waits for the only writer, which may be the very request that is in progress: look first.
             async with self._db.session(read_only=True) as session:
-                row = await session.get(Row, key)
+                row = (await session.execute(_LOOK, {"key": key})).first()
             if row is not None and not _is_free(row, fingerprint, now):
                 return _found(row, fingerprint)
         claim = Claim(key, secrets.token_hex(16))
         values = {
-            "fingerprint": fingerprint,
-            "token": claim.token,
-            "lease_expires_at": now + self._lease,
-            "expires_at": now + self._ttl,
-            "status": None,
-            "headers": None,
-            "body": None,
+            "now": now,
+            "new_key": key,
+            "new_fingerprint": fingerprint,
+            "new_token": claim.token,
+            "new_lease_expires_at": now + self._lease,
+            "new_expires_at": now + self._ttl,
+            "new_status": None,
+            "new_headers": None,
+            "new_body": None,
         }
-        free = or_(
-            Row.expires_at <= now,
-            and_(Row.status.is_(None), Row.lease_expires_at <= now, Row.fingerprint == fingerprint),
-        )
-        claiming = insert(Row).values(key=key, **values)
-        claiming = claiming.on_conflict_do_update(index_elements=[Row.key], set_=values, where=free)
         async with self._db.session() as session:
-            if await session.scalar(claiming.returning(Row.token)) is not None:
+            if await session.scalar(_CLAIM, values) is not None:
                 return claim
-            row = await session.get(Row, key)
+            row = (await session.execute(_LOOK, {"key": key})).first()
         return Refusal.IN_PROGRESS if row is None else _found(row, fingerprint)  # None: released this very moment
 
     def joins(self, session: AsyncSession | None) -> bool:
@@ -86,20 +106,17 @@ class SqlIdempotencyStore:
 
     async def finish(self, claim: Claim, answer: Answer, *, session: AsyncSession | None = None) -> bool:
         """See `IdempotencyStore.finish`."""
-        kept = {"status": answer.status, "headers": answer.packed_headers(), "body": answer.body}
-        return await self._end(update(Row).values(expires_at=self._clock.now() + self._ttl, **kept), claim, session)
+        kept = {"new_status": answer.status, "new_headers": answer.packed_headers(), "new_body": answer.body}
+        return await self._end(_FINISH, claim, session, new_expires_at=self._clock.now() + self._ttl, **kept)
 
     async def release(self, claim: Claim, *, session: AsyncSession | None = None) -> bool:
         """See `IdempotencyStore.release`."""
-        return await self._end(delete(Row), claim, session)
+        return await self._end(_RELEASE, claim, session)
 
     async def purge(self, *, limit: int) -> int:
         """See `IdempotencyStore.purge`."""
-        old = select(Row.key).where(Row.expires_at <= self._clock.now()).order_by(Row.expires_at).limit(limit)
-        old = old.with_for_update(skip_locked=True)
         async with self._db.session() as session:
-            purged = await session.scalars(delete(Row).where(Row.key.in_(old)).returning(Row.key))
-            return len(purged.all())
+            return len((await session.scalars(_PURGE, {"now": self._clock.now(), "limit": limit})).all())
 
     async def ping(self) -> None:
         """See `IdempotencyStore.ping`."""
@@ -108,11 +125,10 @@ class SqlIdempotencyStore:
     async def close(self) -> None:
         """See `IdempotencyStore.close`: the database is the app's."""
 
-    async def _end(self, statement: Update | Delete, claim: Claim, session: AsyncSession | None) -> bool:
-        held = statement.where(Row.key == claim.key, Row.token == claim.token, Row.status.is_(None))
-        held = held.execution_options(synchronize_session=False)
+    async def _end(self, statement: Executable, claim: Claim, session: AsyncSession | None, **values: Any) -> bool:
+        values |= {"held_key": claim.key, "held_token": claim.token}
         async with self._joined(session) as unit:
-            return cast("CursorResult[Any]", await unit.execute(held)).rowcount == 1
+            return cast("CursorResult[Any]", await unit.execute(statement, values)).rowcount == 1
 
     @asynccontextmanager
     async def _joined(self, session: AsyncSession | None) -> AsyncIterator[AsyncSession]:
@@ -123,12 +139,12 @@ class SqlIdempotencyStore:
                 yield own
 
 
-def _is_free(row: Row, fingerprint: str, now: datetime) -> bool:
+def _is_free(row: Row[Any], fingerprint: str, now: datetime) -> bool:
     left = row.status is None and row.lease_expires_at <= now and row.fingerprint == fingerprint
     return row.expires_at <= now or left
 
 
-def _found(row: Row, fingerprint: str) -> Answer | Refusal:
+def _found(row: Row[Any], fingerprint: str) -> Answer | Refusal:
     if row.fingerprint != fingerprint:
         return Refusal.REUSED
     if row.status is None:
