@@ -25,7 +25,7 @@ from svc_infra.db.sql.migrate import LIBRARY, Migrations, current, pending, upgr
 from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
 MODELS = ["svc_infra.db.models", "svc_infra.security.models", "svc_infra.jobs.models", "svc_infra.webhooks.models"]
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks"]
+CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency"]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -18,6 +18,7 @@ from svc_infra.config.settings import (
     AuthSettings,
     CacheSettings,
     HttpClientSettings,
+    IdempotencySettings,
     JobsSettings,
     LogSettings,
     MetricsSettings,
@@ -29,7 +30,7 @@ from svc_infra.config.settings import (
 )
 
 __all__ = [
-    "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "JobsSettings",
-    "ListedSetting", "LogSettings", "MetricsSettings", "RateLimitSettings", "RedisSettings", "Secrets", "Section",
-    "Settings", "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
+    "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
+    "JobsSettings", "ListedSetting", "LogSettings", "MetricsSettings", "RateLimitSettings", "RedisSettings",
+    "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
 ]  # fmt: skip

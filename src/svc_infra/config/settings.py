@@ -124,6 +124,18 @@ class AuthSettings(Section):
     hash_concurrency: PositiveInt = 2
 
 
+class IdempotencySettings(Section):
+    """Answers that are kept for `Idempotency-Key`: `IDEMPOTENCY_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="IDEMPOTENCY_")
+
+    store: Literal["auto", "sql", "redis"] = Field("auto", description="auto: SQL where the app has a database.")
+    ttl_seconds: PositiveSeconds = Field(86400.0, description="How long an answer is replayed.")
+    lease_seconds: PositiveSeconds = Field(60.0, description="When the key of a request that died is free again.")
+    max_answer_bytes: PositiveInt = 1024 * 1024
+    purge_interval_seconds: PositiveSeconds = 300.0
+
+
 class WebhooksSettings(Section):
     """Outgoing and incoming webhooks: `WEBHOOKS_*`. Secrets at rest are encrypted with the secret `WEBHOOKS_KEY`."""
 
@@ -194,6 +206,7 @@ class Settings(BaseModel):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
+    idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     http_client: HttpClientSettings = Field(default_factory=HttpClientSettings)

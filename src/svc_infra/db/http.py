@@ -12,6 +12,8 @@ from svc_infra.wiring import wiring_of
 
 __all__ = ["DbSession", "ReadSession", "get_db"]
 
+_SESSION = "svc_infra.db.session"
+
 
 async def get_db(connection: HTTPConnection) -> AsyncDatabase:
     """The app's database.
@@ -22,8 +24,17 @@ async def get_db(connection: HTTPConnection) -> AsyncDatabase:
     return wiring_of(connection.app).get(AsyncDatabase)
 
 
-async def _writing(db: Annotated[AsyncDatabase, Depends(get_db)]) -> AsyncIterator[AsyncSession]:
+def session_of(connection: HTTPConnection) -> AsyncSession | None:
+    """The unit of work that this request's handler or one of its dependencies was given; None when none was."""
+    session: AsyncSession | None = connection.scope.get(_SESSION)
+    return session
+
+
+async def _writing(
+    connection: HTTPConnection, db: Annotated[AsyncDatabase, Depends(get_db)]
+) -> AsyncIterator[AsyncSession]:
     async with db.session() as session:
+        connection.scope[_SESSION] = session
         yield session
 
 
