@@ -13,8 +13,8 @@ from svc_infra.app.mounts import adopt_mounts
 from svc_infra.app.problems import add_problems
 from svc_infra.app.routers import include_package, router
 from svc_infra.config import Environment, Settings
+from svc_infra.edge.edge import EdgeMiddleware
 from svc_infra.errors import ConfigurationError, SvcInfraError
-from svc_infra.middleware._edge import EdgeMiddleware
 from svc_infra.obs.add import add_observability
 from svc_infra.openapi.add import add_openapi
 from svc_infra.ops.add import add_probes

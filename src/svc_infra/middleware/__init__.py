@@ -1,13 +1,20 @@
-"""Middleware: what every request passes, as pure ASGI for http, websockets and streams.
+"""Middleware: the concerns of the edge as pure ASGI classes for `app.add_middleware`, in any app.
 
-- `_edge`: `EdgeMiddleware`, all defaults of `create_app` in one layer · `_websocket`: its part in websockets
-- `problem`: every error as an answer (RFC 9457)
-- `request_id`, `logging`, `rate_limit`: the same and more as classes for `app.add_middleware`
-- `gcra`: the algorithm of the rate limit · `_scope`: what all of them read from a request
+- `request_id`, `logging`, `rate_limit`, `security_headers`, `proxies`: one class each
+- `hosts`, `cors`: rules that only the edge applies · `problem`: every error as an answer (RFC 9457)
+- `gcra`: the algorithm of the rate limit · `_scope`: what all of them read · `_websocket`: how one is refused
 """
 
 from svc_infra.middleware.logging import LoggingMiddleware
+from svc_infra.middleware.proxies import TrustedProxiesMiddleware
 from svc_infra.middleware.rate_limit import RateLimitMiddleware
 from svc_infra.middleware.request_id import RequestIdMiddleware
+from svc_infra.middleware.security_headers import SecurityHeadersMiddleware
 
-__all__ = ["LoggingMiddleware", "RateLimitMiddleware", "RequestIdMiddleware"]
+__all__ = [
+    "LoggingMiddleware",
+    "RateLimitMiddleware",
+    "RequestIdMiddleware",
+    "SecurityHeadersMiddleware",
+    "TrustedProxiesMiddleware",
+]
