@@ -41,14 +41,21 @@ async def test_a_page_of_a_named_origin_may_read_the_answer(origin: str) -> None
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "http://app.example.com", "https://app.example.com:8443", "https://app.example.com.evil"]
-    + [
+    [
+        "https://evil.example",
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://app.example.com.evil",
         "https://evilshop.example",
         "https://shop.example",
         "https://a.shop.example.evil",
         "https://evil.example/.shop.example",
-    ]
-    + ["null", "", "*", "https://a\n.shop.example", "https://A.shop.example"],
+        "null",
+        "",
+        "*",
+        "https://a\n.shop.example",
+        "https://A.shop.example",
+    ],
 )
 async def test_a_page_of_another_origin_may_not(origin: str) -> None:
     answer = await call(only(hello, cors=rules(credentials=True)), headers=[("origin", origin)])
@@ -124,8 +131,11 @@ async def test_every_origin_may_read_without_credentials_when_the_settings_say_s
 
 @pytest.mark.parametrize(
     ("origins", "more"),
-    [("*", {"credentials": True}), (f"*,{ORIGIN}", {}), ("https://*", {}), ("https://a*.example", {})]
-    + [
+    [
+        ("*", {"credentials": True}),
+        (f"*,{ORIGIN}", {}),
+        ("https://*", {}),
+        ("https://a*.example", {}),
         ("app.example.com", {}),
         (f"{ORIGIN}/", {}),
         ("https://App.example.com", {}),

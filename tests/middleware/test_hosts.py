@@ -39,8 +39,6 @@ def test_a_named_host_is_answered(host: str) -> None:
         "evilshop.example",
         "api.example.com.evil",
         "a@api.example.com",
-    ]
-    + [
         "api.example.com:port",
         "api.example.com/",
         "api.example.com:80:80",

@@ -146,10 +146,9 @@ def test_a_long_chain_is_read_up_to_its_limit() -> None:
     assert client_ip(seen(X, ("x-forwarded-for", chain))) == NEXT_PROXY
 
 
-@pytest.mark.parametrize(
-    "hostile", ['"' * 60_000, "," * 60_000, 'for="' * 12_000, "for=1.1.1.1;" * 5_000, "1" * 60_000]
-)
-def test_a_huge_header_costs_no_more_than_its_length(hostile: str) -> None:
+@pytest.mark.parametrize("part", ['"', ",", 'for="', "for=1.1.1.1;", "1", '",'])
+def test_a_huge_header_costs_no_more_than_its_length(part: str) -> None:
+    hostile = part * (1_000_000 // len(part))  # a step for each pair of its characters would take hours
     for proxies in (X, F):
         scope = seen(proxies, ("x-forwarded-for", hostile), ("forwarded", hostile))
         assert client_ip(scope) in (PROXY, "1.1.1.1")

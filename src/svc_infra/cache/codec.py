@@ -112,7 +112,7 @@ class Codec:
             back = self._decoder.decode(payload)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValidationError(f"A {type(value).__name__} cannot be cached as {self.kind}: {error}") from error
-        if type(back) is not type(value) or (back != value and value == value):
+        if type(back) is not type(value) or (back != value and value == value):  # noqa: PLR0124 - NaN is stored well
             raise ValidationError(
                 f"This {type(value).__name__} would come out of the cache as another value: declare what it is."
             )

@@ -7,15 +7,16 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import update_wrapper
+from queue import Empty, SimpleQueue
 from types import MethodType, SimpleNamespace
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, get_type_hints, overload
 
 from svc_infra.cache._memory import MAX_FREQUENCY
 from svc_infra.cache.cache import Cache
 from svc_infra.cache.codec import codec_of
 from svc_infra.cache.keys import MAX_KEY_CHARACTERS, PLAIN, Arguments, Template, shortened
 from svc_infra.cache.loading import Call
-from svc_infra.cache.policy import Policy
+from svc_infra.cache.policy import DEFAULT_LEASE_SECONDS, Duration, Policy, seconds_of
 from svc_infra.errors import ConfigurationError
 from svc_infra.obs.context import current
 from svc_infra.wiring import Wiring, current_wiring

@@ -374,7 +374,7 @@ class Loader:
             call.stats.errors["not_stored"] += 1
             if not call.stats.told:
                 call.stats.told = True
-                _log.error("cache.result_not_stored", extra={"cache": call.stats.name}, exc_info=error)
+                _log.error("cache.result_not_stored", extra={"cache": call.stats.name}, exc_info=error)  # noqa: TRY400
             return only_passed_on, None
         stored = Stored(call.codec.identity, self._wall() + lifetime, seconds, tags, payload)
         return self.made(call.key, call.codec, call.policy, stored, value), stored

@@ -113,10 +113,11 @@ class Admission:
             if handling.reads:
                 self.restart(handling)
             else:
-                self.leave(handling)
+                handling.context.deadline = inf  # cancelled once; it keeps its place until it has really ended
                 handling.expire()
-        if self._running and self._timer is None:
-            self._watch(min(handling.context.deadline for handling in self._running) - now)
+        next_deadline = min((handling.context.deadline for handling in self._running), default=inf)
+        if next_deadline != inf:
+            self._watch(next_deadline - now)
 
 
 def _shed(reason: str) -> UnavailableError:

@@ -1,4 +1,4 @@
-"""The edge: everything that every request passes, in one layer, because a layer for each would cost more than they do."""
+"""The edge: everything that every request passes, in one layer; a layer for each would cost more than they do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from svc_infra.wiring import Wiring
 CLIENT_CLOSED_STATUS = 499
 """Logged and counted where the client went away before an answer began; nobody receives it."""
 OPS = "/_ops/"
-"""The service's own pages below this path are asked by an orchestrator, by address and also when it has too much to do."""
+"""Below this path lie the probes: asked by address instead of by name, also when the service has too much to do."""
 
 
 class EdgeMiddleware:

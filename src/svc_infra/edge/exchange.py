@@ -115,9 +115,11 @@ class Exchange:
             self._task.cancel()
 
     def leave(self) -> None:
-        """Give the place of a handler back that has ended without an answer."""
+        """Put everything back as it was, where the handler has ended in an unusual way."""
         if not self.status:
             self._rules.admission.leave(self)
+        if self.expired and self._task is not None:  # the handler has swallowed its end
+            self._task.uncancel()
 
     async def receive(self) -> Message:
         """Pass on what the client sends, up to the limit and as fast as it must."""
