@@ -13,6 +13,7 @@ from svc_infra.app.mounts import adopt_mounts
 from svc_infra.app.problems import add_problems
 from svc_infra.app.routers import include_package, router
 from svc_infra.config import Environment, Settings
+from svc_infra.edge.add import add_edge
 from svc_infra.edge.edge import EdgeMiddleware
 from svc_infra.errors import ConfigurationError, SvcInfraError
 from svc_infra.obs.add import add_observability
@@ -91,6 +92,7 @@ def create_app(
     wiring_of(app, settings=settings)
     add_problems(app)
     add_openapi(app)
+    add_edge(app)
     if observability:
         add_observability(app)
     if probes:
