@@ -67,7 +67,7 @@ class SecurityHeadersMiddleware:
         **values: Replace the defaults, which are those of `HeadersSettings`; `off` leaves a header out.
     """
 
-    def __init__(self, app: ASGIApp, **values: Any) -> None:
+    def __init__(self, app: ASGIApp, /, **values: Any) -> None:
         self.app = app
         self._headers = SecurityHeaders(HeadersSettings(**values))
 
