@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -135,12 +136,9 @@ class Exchange:
             self.disconnected = True
         return message
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass on what the app answers, unless it answers to a body of which it only got a part."""
-        if self._cut is None:
-            await self._forward(message)
-        elif not self.status:
-            await self._respond(self._cut())
+        return self._forward(message) if self._cut is None else self._refuse(self._cut)
 
     async def finish(self) -> None:
         """Give an answer where the app has returned without one."""
@@ -198,12 +196,16 @@ class Exchange:
     async def _respond(self, error: Exception) -> None:
         await respond(self._scope, self._forward, error, expose=self._rules.expose)
 
-    async def _forward(self, message: Message) -> None:
+    async def _refuse(self, reason: type[SvcInfraError]) -> None:
+        if not self.status:
+            await self._respond(reason())
+
+    def _forward(self, message: Message) -> Awaitable[None]:
+        """Pass a message on; no coroutine of its own, which would cost more than it does."""
         kind = message["type"]
         if kind == "http.response.start":
-            await self._send(self._begun(message))
-            return
-        if kind == "http.response.body":
+            message = self._begun(message)
+        elif kind == "http.response.body":
             if message.get("body"):
                 if self._scope["method"] == "HEAD":
                     message = {**message, "body": b""}
@@ -212,7 +214,7 @@ class Exchange:
             self.complete = not message.get("more_body", False)
         elif kind == "http.response.pathsend":
             self.complete = True
-        await self._send(message)
+        return self._send(message)
 
     def _begun(self, message: Message) -> Message:
         """The beginning of the answer with the headers that every answer has; the handler's time ends here."""

@@ -28,25 +28,20 @@ def cors(app: ASGIApp, settings: CorsSettings) -> CORSMiddleware | None:
     """
     if not settings.origins:
         return None
-    if ANY in settings.origins:
-        if settings.credentials or len(settings.origins) > 1:
-            raise ConfigurationError(
-                "CORS_ORIGINS is *, which stands alone and without CORS_CREDENTIALS: name the origins."
-            )
-        origins, pattern = (ANY,), None
-    else:
-        if wrong := [origin for origin in settings.origins if not _ORIGIN.fullmatch(origin)]:
-            raise ConfigurationError(
-                f"CORS_ORIGINS has {', '.join(wrong)}: write origins as https://app.example.com, in small letters and"
-                " without a path; * may stand for the names below a domain, as in https://*.example.com."
-            )
-        origins = tuple(origin for origin in settings.origins if "*" not in origin)
-        patterns = [re.escape(origin).replace(r"\*\.", _BELOW) for origin in settings.origins if "*" in origin]
-        pattern = "|".join(patterns) or None
+    if ANY in settings.origins and (settings.credentials or len(settings.origins) > 1):
+        raise ConfigurationError(
+            "CORS_ORIGINS is *, which stands alone and without CORS_CREDENTIALS: name the origins."
+        )
+    if wrong := [origin for origin in settings.origins if origin != ANY and not _ORIGIN.fullmatch(origin)]:
+        raise ConfigurationError(
+            f"CORS_ORIGINS has {', '.join(wrong)}: write origins as https://app.example.com, in small letters and"
+            " without a path; * may stand for the names below a domain, as in https://*.example.com."
+        )
+    patterns = [re.escape(origin).replace(r"\*\.", _BELOW) for origin in settings.origins if "*." in origin]
     return CORSMiddleware(
         app,
-        allow_origins=origins,
-        allow_origin_regex=pattern,
+        allow_origins=[origin for origin in settings.origins if "*." not in origin],
+        allow_origin_regex="|".join(patterns) or None,
         allow_credentials=settings.credentials,
         allow_methods=settings.methods,
         allow_headers=settings.headers,

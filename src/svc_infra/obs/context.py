@@ -66,8 +66,9 @@ def leave(token: Token[Context | None]) -> None:
 @contextmanager
 def restored(carried: Mapping[str, str], *, job_id: str = "") -> Iterator[Context]:
     """Run as the request that started this job did."""
-    context = Context(**{name: value for name, value in carried.items() if name in _FIELDS and name != "job_id"})
-    context.job_id = job_id
+    context = Context(job_id=job_id)
+    for name in carried.keys() & set(_FIELDS) - {"job_id"}:
+        setattr(context, name, carried[name])
     token = enter(context)
     try:
         yield context

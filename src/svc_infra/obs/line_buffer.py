@@ -40,7 +40,12 @@ class LineBuffer:
         self._flush_bytes = flush_bytes
         self._flush_seconds = flush_seconds
         self._pid = 0
-        self._start_over()
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._stream: TextIO = sys.stderr
+        self._told = 0
+        self._lock, self._writing = Lock(), Lock()
+        self._begun, self._full = Event(), Event()
 
     def put(self, line: bytes) -> None:
         """Take a line, which ends in a newline, or drop and count it."""
@@ -82,17 +87,11 @@ class LineBuffer:
                     self.dropped += len(lines)
 
     def _start(self) -> None:
-        self._start_over()
         self._pid = os.getpid()
-        Thread(target=self._run, name="access-log", daemon=True).start()
-
-    def _start_over(self) -> None:
-        self._lines: list[bytes] = []
-        self._size = 0
-        self._told = self.dropped
-        self._stream: TextIO = sys.stderr
+        self._lines, self._size, self._told = [], 0, self.dropped  # the rest is the parent's, and so are its locks
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
+        Thread(target=self._run, name="access-log", daemon=True).start()
 
     def _run(self) -> None:
         begun, full = self._begun, self._full

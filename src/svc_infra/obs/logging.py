@@ -33,6 +33,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 _CONTROL_BUT_NEWLINE = re.compile(_CONTROL.pattern.replace(r"\x1f", r"\x09\x0b-\x1f"))
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "sqlalchemy", "sqlalchemy.engine", "alembic")
 
+_root = logging.getLogger()
 _requests = logging.getLogger("svc_infra.access")
 
 
@@ -135,7 +136,9 @@ class LineHandler(logging.Handler):
         """Write an access line of values that are known to be short, printable and no secrets."""
         if fields["path"] in self.drop_paths:
             return
-        line = {**_begun(logging.INFO, message), **current().known(), **fields}
+        line = _begun("INFO", message)
+        line.update(current().known())
+        line.update(fields)
         if self.as_json:
             self._buffer.put(_as_json(line))
             return
@@ -184,7 +187,7 @@ def log_request(message: str, fields: Mapping[str, Any]) -> None:
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
-    handlers = logging.getLogger().handlers
+    handlers = _root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
         handlers[0].write_request(message, fields)
     else:
@@ -272,10 +275,10 @@ def _described(error: object) -> dict[str, str]:
     return {"type": f"{module}{kind.__qualname__}", "message": message, "stack": shown(frames, keep_end=True)}
 
 
-def _begun(level: int, message: str) -> dict[str, Any]:
+def _begun(level: str, message: str) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC),
-        "level": logging.getLevelName(level),
+        "level": level,
         "logger": _requests.name,
         "pid": os.getpid(),
         "message": message,
@@ -283,7 +286,7 @@ def _begun(level: int, message: str) -> dict[str, Any]:
 
 
 def _told_dropped(count: int) -> bytes:
-    return _as_json({**_begun(logging.WARNING, "access_log.dropped"), "dropped": count})
+    return _as_json({**_begun("WARNING", "access_log.dropped"), "dropped": count})
 
 
 def _as_json(line: dict[str, Any]) -> bytes:
