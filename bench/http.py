@@ -33,7 +33,7 @@ def served(name: str) -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", f"bench.http_apps:{name}_app", "--port", str(port)]
     command += ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
-    environment = {**os.environ, "APP_ENV": "prod", "AUTH_SECRET": "bench-only-secret-of-at-least-32-bytes"}
+    environment = {**os.environ, "APP_ENV": "prod", "EDGE_DRAIN_DELAY_SECONDS": "0"}
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below; logs go where they would go in production, to a file
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:

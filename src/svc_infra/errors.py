@@ -16,13 +16,16 @@ SvcInfraError                        500  internal_error
 │   └── TenantRefusedError           403  tenant_refused
 ├── NotFoundError                    404  not_found
 ├── MethodNotAllowedError            405  method_not_allowed
+├── RequestTimeoutError              408  request_timeout
 ├── ConflictError                    409  conflict
 │   └── StaleAttemptError            409  stale_attempt
 ├── PayloadTooLargeError             413  payload_too_large
+├── UriTooLongError                  414  uri_too_long
 ├── ValidationError                  422  validation_error
 │   └── EgressRefusedError           422  egress_refused
 ├── RateLimitedError                 429  rate_limited
 ├── QuotaExceededError               429  quota_exceeded
+├── HeadersTooLargeError             431  headers_too_large
 ├── UpstreamError                    502  upstream_error
 ├── UnavailableError                 503  unavailable
 └── DeadlineExceededError            504  deadline_exceeded         also a builtin TimeoutError
@@ -199,6 +202,14 @@ class MethodNotAllowedError(SvcInfraError):
     title = "Method Not Allowed"
 
 
+class RequestTimeoutError(SvcInfraError):
+    """The request was not complete in the time that it was given."""
+
+    status = 408
+    code = "request_timeout"
+    title = "Request Timeout"
+
+
 class ConflictError(SvcInfraError):
     """The request conflicts with what is already stored."""
 
@@ -220,6 +231,14 @@ class PayloadTooLargeError(SvcInfraError):
     status = 413
     code = "payload_too_large"
     title = "Payload Too Large"
+
+
+class UriTooLongError(SvcInfraError):
+    """The address is longer than this service accepts."""
+
+    status = 414
+    code = "uri_too_long"
+    title = "URI Too Long"
 
 
 class ValidationError(SvcInfraError):
@@ -263,6 +282,14 @@ class QuotaExceededError(SvcInfraError):
     status = 429
     code = "quota_exceeded"
     title = "Quota Exceeded"
+
+
+class HeadersTooLargeError(SvcInfraError):
+    """The request has more or larger headers than this service accepts."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "Request Header Fields Too Large"
 
 
 class UpstreamError(SvcInfraError):

@@ -377,3 +377,13 @@ async def test_resolving_a_name_is_part_of_the_deadline() -> None:
             await http.request("GET", "https://slow.example/")
         with pytest.raises(EgressRefusedError):
             await http.check("https://slow.example/")
+
+
+async def test_a_call_takes_no_longer_than_the_request_that_makes_it(http: HttpClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        token = enter(Context(deadline=time.monotonic() + 0.05))
+        try:
+            with pytest.raises(DeadlineExceededError):
+                await http.request("GET", f"http://127.0.0.1:{deaf.getsockname()[1]}/")
+        finally:
+            leave(token)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
 from svc_infra.config import AppSettings, Settings
-from svc_infra.middleware._edge import EdgeMiddleware
+from svc_infra.edge.edge import EdgeMiddleware
 from svc_infra.wiring import wiring_of
 
 Headers = Iterable[tuple[str, str]]
@@ -68,6 +68,7 @@ def scope_of(
     *,
     headers: Headers = (),
     client: tuple[str, int] | None = ("192.0.2.1", 50000),
+    scheme: str = "http",
     root_path: str = "",
     query: bytes = b"",
 ) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def scope_of(
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": method,
-        "scheme": "http",
+        "scheme": scheme,
         "path": path,
         "raw_path": path.encode("utf-8", "replace"),
         "query_string": query,
@@ -118,9 +119,15 @@ async def call(
     return answer
 
 
-def edged(app: Starlette, **app_settings: Any) -> Starlette:
-    """Put an app inside of the edge, as `create_app` does; its settings are those of `AppSettings`."""
-    wiring = wiring_of(app, settings=Settings(app=AppSettings(**app_settings)))
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Settings of the app (`env="prod"`) and of the edge's sections (`edge={"max_headers": 5}`)."""
+    sections = {name: given.pop(name) for name in ("edge", "cors", "headers") if name in given}
+    return Settings(app=AppSettings(**given), **sections)
+
+
+def edged(app: Starlette, **settings: Any) -> Starlette:
+    """Put an app inside of the edge, as `create_app` does; its settings are those of `settings_of`."""
+    wiring = wiring_of(app, settings=settings_of(settings))
     build = app.build_middleware_stack
 
     def build_inside_of_the_edge() -> ASGIApp:
@@ -134,14 +141,14 @@ def edged(app: Starlette, **app_settings: Any) -> Starlette:
     return app
 
 
-def only(endpoint: Any, *, methods: tuple[str, ...] = ("GET", "POST"), **app_settings: Any) -> Starlette:
+def only(endpoint: Any, *, methods: tuple[str, ...] = ("GET", "POST"), **settings: Any) -> Starlette:
     """An app of one route."""
-    return edged(Starlette(routes=[Route("/{path:path}", endpoint, methods=list(methods))]), **app_settings)
+    return edged(Starlette(routes=[Route("/{path:path}", endpoint, methods=list(methods))]), **settings)
 
 
-def around(app: ASGIApp, **app_settings: Any) -> EdgeMiddleware:
+def around(app: ASGIApp, **settings: Any) -> EdgeMiddleware:
     """The edge around a bare ASGI app."""
-    return EdgeMiddleware(app, wiring=wiring_of(Starlette(), settings=Settings(app=AppSettings(**app_settings))))
+    return EdgeMiddleware(app, wiring=wiring_of(Starlette(), settings=settings_of(settings)))
 
 
 @asynccontextmanager

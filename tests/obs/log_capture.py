@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from svc_infra.obs.logging import setup_logging
+from svc_infra.obs.logging import flush_logs, setup_logging
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Captured:
 
     @property
     def text(self) -> str:
+        flush_logs()
         return self.stream.getvalue()
 
     @property
@@ -65,5 +66,6 @@ def captured(level: str | None = "INFO", fmt: str | None = "json", **options: An
         try:
             setup_logging(level, fmt, **options)
             yield output
+            flush_logs()
         finally:
             sys.stderr = kept

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from svc_infra.app.mounts import adopt_mounts
-from svc_infra.app.problems import add_problems
+from svc_infra.app.problems import add_problems, leave_to_the_edge
 from svc_infra.app.routers import include_package, router
 from svc_infra.config import Environment, Settings
+from svc_infra.edge.add import add_edge
+from svc_infra.edge.edge import EdgeMiddleware
 from svc_infra.errors import ConfigurationError, SvcInfraError
-from svc_infra.middleware._edge import EdgeMiddleware
 from svc_infra.obs.add import add_observability
 from svc_infra.openapi.add import add_openapi
 from svc_infra.ops.add import add_probes
@@ -32,7 +34,10 @@ class Service(FastAPI):
         Whatever escapes from the routes or from a user's middleware reaches the edge, which answers with a problem.
         """
         adopt_mounts(self)
-        return EdgeMiddleware(super().build_middleware_stack(), wiring=wiring_of(self))
+        stack = super().build_middleware_stack()
+        if isinstance(stack, ServerErrorMiddleware) and stack.handler is leave_to_the_edge:
+            stack = stack.app  # it would only pass on what the edge answers
+        return EdgeMiddleware(stack, wiring=wiring_of(self))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; a start that fails for a reason that the library knows is one sentence in the server's log."""
@@ -87,10 +92,12 @@ def create_app(
     settings = _named(settings or Settings(), name, release)
     if not _has_docs(settings, docs):
         fastapi["openapi_url"] = None
+    fastapi.setdefault("telemetry", {"tracing": False, "metrics": False, "logs": False})  # the edge measures
     app = Service(**{"title": settings.app.name, "version": settings.app.release, **fastapi}, lifespan=lifespan)
     wiring_of(app, settings=settings)
     add_problems(app)
     add_openapi(app)
+    add_edge(app)
     if observability:
         add_observability(app)
     if probes:

@@ -42,7 +42,7 @@ def add_problems(app: Starlette) -> None:
         RequestValidationError: _answer,
         WebSocketRequestValidationError: _answer,
         ResponseValidationError: _tell_invalid_response,
-        Exception: _leave_to_the_edge,
+        Exception: leave_to_the_edge,
     }
     if 500 in app.exception_handlers:  # says the same as Exception
         del handlers[Exception]
@@ -100,5 +100,5 @@ async def _tell_invalid_response(_: HTTPConnection, error: ResponseValidationErr
     raise SvcInfraError(f"{error.endpoint_path} answered what its response model does not allow: {places}") from None
 
 
-async def _leave_to_the_edge(_: HTTPConnection, error: Exception) -> Never:
+async def leave_to_the_edge(_: HTTPConnection, error: Exception) -> Never:
     raise error

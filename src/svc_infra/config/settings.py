@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from svc_infra.config.environment import Environment
@@ -23,11 +24,21 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if value != "unix":
+            ip_network(value)
+    return values
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ManySeconds = Annotated[tuple[PositiveSeconds, ...], BeforeValidator(_split)]
+"""Written with commas in the environment."""
+Many = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Written with commas in the environment."""
 
 STANDARD_WEBHOOKS_SCHEDULE_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
@@ -47,6 +58,81 @@ class AppSettings(Section):
     docs: bool | None = Field(
         None, description="Serve /docs, /redoc and /openapi.json; by default everywhere but prod."
     )
+
+
+class EdgeSettings(Section):
+    """What every request passes before a handler sees it: `EDGE_*`. The limit of a body is `APP_MAX_BODY_BYTES`."""
+
+    model_config = SettingsConfigDict(env_prefix="EDGE_")
+
+    trusted_proxies: Annotated[Many, AfterValidator(_networks)] = Field(
+        (), description="Addresses and networks whose forwarded headers are believed; `unix` is a Unix socket's peer."
+    )
+    forwarded_header: Literal["x-forwarded", "forwarded"] = Field(
+        "x-forwarded", description="Which headers the proxies write: X-Forwarded-*, or Forwarded (RFC 7239)."
+    )
+    trusted_hosts: Many = Field((), description="Hosts that are answered, such as `*.example.com`; by default all.")
+    max_url_bytes: PositiveInt = 8192
+    max_headers: PositiveInt = 100
+    max_header_bytes: PositiveInt = 32 * 1024
+    body_timeout_seconds: PositiveSeconds = Field(
+        20.0, description="Longest wait for a request's body, beyond the time that the slowest rate allows."
+    )
+    min_body_bytes_per_second: PositiveInt = 500
+    handler_timeout_seconds: Seconds = Field(60.0, description="Longest time until an answer begins; 0 for any time.")
+    max_concurrency: PositiveInt = Field(1000, description="Handlers that run at once in one process.")
+    max_queue: Annotated[int, Field(ge=0)] = Field(1000, description="Requests that wait for one of them to end.")
+    queue_timeout_seconds: PositiveSeconds = 1.0
+    drain_delay_seconds: Seconds | None = Field(
+        None, description="From SIGTERM until no more connections are accepted; by default 5 in prod and else 0."
+    )
+
+
+class CorsSettings(Section):
+    """Which pages of other origins may read the answers: `CORS_*`. By default none."""
+
+    model_config = SettingsConfigDict(env_prefix="CORS_")
+
+    origins: Many = Field((), description="Such as `https://app.example.com` or `https://*.example.com`; `*` is all.")
+    credentials: bool = Field(False, description="Let the pages send cookies; not with the origin `*`.")
+    methods: Many = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+    headers: Many = (
+        "Authorization",
+        "Idempotency-Key",
+        "If-Match",
+        "If-None-Match",
+        "If-Unmodified-Since",
+        "Traceparent",
+        "X-Request-Id",
+        "X-Tenant-Id",
+    )
+    expose_headers: Many = ("ETag", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id")
+    max_age_seconds: PositiveInt = 600
+
+
+class HeadersSettings(Section):
+    """Headers that tell a browser to be careful, on every answer that does not set its own: `HEADERS_*`.
+
+    The values are those of the OWASP Secure Headers Project, stricter where an API needs less. The value `off` leaves a
+    header out.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HEADERS_")
+
+    content_security_policy: str = Field(
+        "default-src 'none'; frame-ancestors 'none'", description="Of every answer but HTML pages."
+    )
+    html_content_security_policy: str = Field(
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+        description="Of HTML pages.",
+    )
+    cross_origin_opener_policy: str = "same-origin"
+    cross_origin_resource_policy: str = "same-origin"
+    permissions_policy: str = "camera=(), geolocation=(), microphone=(), payment=(), usb=()"
+    referrer_policy: str = "no-referrer"
+    strict_transport_security: str = Field("max-age=31536000; includeSubDomains", description="Over https only.")
+    x_content_type_options: str = "nosniff"
+    x_frame_options: str = "DENY"
 
 
 class LogSettings(Section):
@@ -120,7 +206,7 @@ class AuthSettings(Section):
     audience: str = "svc-infra"
     access_ttl_seconds: PositiveSeconds = 900.0
     refresh_ttl_seconds: PositiveSeconds = 30 * 86400.0
-    refresh_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    refresh_grace_seconds: Seconds = 10.0
     hash_concurrency: PositiveInt = 2
 
 
@@ -200,6 +286,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     app: AppSettings = Field(default_factory=AppSettings)
+    edge: EdgeSettings = Field(default_factory=EdgeSettings)
+    cors: CorsSettings = Field(default_factory=CorsSettings)
+    headers: HeadersSettings = Field(default_factory=HeadersSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     sql: SqlSettings = Field(default_factory=SqlSettings)

@@ -17,7 +17,7 @@ from svc_infra import __version__
 from svc_infra.errors import EgressRefusedError, SvcInfraError, UpstreamError
 from svc_infra.http.errors import translated
 from svc_infra.http.guard import Guard, GuardedBackend, Resolve, resolve
-from svc_infra.obs.context import current
+from svc_infra.obs.context import current, seconds_left
 from svc_infra.obs.tracing import TraceParent, make_traceparent, new_span_id
 
 MAX_CONNECTIONS = 100
@@ -54,8 +54,9 @@ class Response:
 class HttpClient:
     """Sends requests to other services: no redirects, no cookies, no proxies from the environment, no retries.
 
-    A call carries the request id and the trace of the request or job that makes it. Connections are kept open for
-    `IDLE_SECONDS` and reused for the same scheme, host and port. Response headers are bounded by 100 KiB.
+    A call carries the request id and the trace of the request or job that makes it, and takes no longer than that
+    request may take. Connections are kept open for `IDLE_SECONDS` and reused for the same scheme, host and port.
+    Response headers are bounded by 100 KiB.
 
     Args:
         timeout_seconds: Longest time for a whole call, from resolving the name to the last byte of the answer.
@@ -113,7 +114,7 @@ class HttpClient:
             UpstreamError: The other service cannot be reached, breaks off, speaks no HTTP, or answers too much.
         """
         started = time.perf_counter()
-        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        seconds = min(self._timeout_seconds if timeout_seconds is None else timeout_seconds, seconds_left())
         target = self._guard.url(url)
         sent = {
             "host": target.netloc.decode("ascii"),

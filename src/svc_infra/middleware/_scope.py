@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from starlette.routing import Mount, Route
@@ -19,6 +19,7 @@ EDGE = "svc_infra.edge"
 ANSWER_HEADERS = "svc_infra.answer_headers"
 """The key of the headers that middleware wants on the edge's own answer to an error that escaped from the app."""
 MAX_PATH_CHARS = 2048
+MAX_LENGTH_DIGITS = 18  # a body of more bytes is too large by any limit, and so are its first digits
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -29,21 +30,31 @@ class Sent(NamedTuple):
     request_id: str
     trace: TraceParent | None
     body_bytes: int
+    headers: int
+    header_bytes: int
 
 
-def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Sent:
+def read_headers(headers: Collection[tuple[bytes, bytes]]) -> Sent:
     """Read the headers; a value that is missing, repeated or not well formed counts as not sent."""
-    request_id, traces, body_bytes = "", [], 0
-    for name, value in headers:
-        if name == b"x-request-id":
-            request_id = value.decode("latin-1") if not request_id else "?"
-        elif name == b"traceparent":
-            traces.append(value.decode("latin-1"))
-        elif name == b"content-length" and value.isdigit():
-            body_bytes = int(value)
-    if request_id and not _REQUEST_ID.fullmatch(request_id):
-        request_id = ""
-    return Sent(request_id, parse_traceparent(traces[0]) if len(traces) == 1 else None, body_bytes)
+    values = dict(headers)
+    request_id = _value_of(b"x-request-id", values, headers)
+    traceparent = _value_of(b"traceparent", values, headers)
+    length = values.get(b"content-length", b"")
+    repeated = sum(len(name) + len(value) for name, value in headers) if len(values) != len(headers) else 0
+    return Sent(
+        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else "",
+        trace=parse_traceparent(traceparent) if traceparent else None,
+        body_bytes=int(length[:MAX_LENGTH_DIGITS]) if length.isdigit() else 0,
+        headers=len(headers),
+        header_bytes=repeated or sum(map(len, values)) + sum(map(len, values.values())),
+    )
+
+
+def _value_of(name: bytes, values: Mapping[bytes, bytes], headers: Collection[tuple[bytes, bytes]]) -> str:
+    """The value of a header that must not be repeated."""
+    if name not in values or (len(values) != len(headers) and [key for key, _ in headers].count(name) > 1):
+        return ""
+    return values[name].decode("latin-1")
 
 
 def client_ip(scope: Scope) -> str:
@@ -88,7 +99,9 @@ def _mount_template(mounted: str, params: dict[str, Any], template: str) -> str:
     return "/".join(f"{{{names[part]}}}" if part in names else part for part in mounted.split("/"))
 
 
-def log_answered(scope: Scope, *, route: str, status: int, sent_bytes: int, seconds: float) -> None:
+def log_answered(
+    scope: Scope, *, route: str, status: int, sent_bytes: int, seconds: float, first_byte_seconds: float | None = None
+) -> None:
     """Write the access line of an answered request."""
     method, path = scope.get("method", "WEBSOCKET"), redacted(scope["path"][:MAX_PATH_CHARS])
     log_request(
@@ -100,6 +113,7 @@ def log_answered(scope: Scope, *, route: str, status: int, sent_bytes: int, seco
             "status": status,
             "bytes": sent_bytes,
             "duration_ms": round(seconds * 1000, 3),
+            "first_byte_ms": None if first_byte_seconds is None else round(first_byte_seconds * 1000, 3),
             "client_ip": client_ip(scope),
         },
     )

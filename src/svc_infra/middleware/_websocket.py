@@ -1,50 +1,11 @@
-"""The edge's part in a websocket: its handshake, and the end of it when the app fails."""
+"""The end of a websocket that is refused or has failed."""
 
 from __future__ import annotations
 
 from starlette.status import WS_1008_POLICY_VIOLATION, WS_1011_INTERNAL_ERROR
-from starlette.types import Message, Scope, Send
+from starlette.types import Scope, Send
 
 from svc_infra.middleware.problem import as_problem, respond
-from svc_infra.obs.logging import logger
-
-SWITCHING_STATUS = 101
-REFUSED_STATUS = 403
-
-
-class Handshake:
-    """One websocket: whether it is open, and what may still be sent."""
-
-    __slots__ = ("_closed", "_expose", "_request_id", "_scope", "_send", "sent_bytes", "status")
-
-    def __init__(self, scope: Scope, send: Send, request_id: str, expose: bool) -> None:
-        self._scope = scope
-        self._send = send
-        self._request_id = (b"x-request-id", request_id.encode())
-        self._expose = expose
-        self._closed = False
-        self.status = REFUSED_STATUS
-        self.sent_bytes = 0
-
-    async def send(self, message: Message) -> None:
-        """Pass on what the app sends."""
-        kind = message["type"]
-        if kind == "websocket.send":
-            self.sent_bytes += len(message.get("bytes") or message.get("text") or "")
-        elif kind in ("websocket.accept", "websocket.http.response.start"):
-            self.status = message.get("status", SWITCHING_STATUS)
-            message = {**message, "headers": [*message.get("headers", ()), self._request_id]}
-        if kind in ("websocket.close", "websocket.http.response.start"):
-            self._closed = True
-        await self._send(message)
-
-    async def fail(self, error: Exception) -> None:
-        """Log an error that escaped from the app, and tell the client as far as that is still possible."""
-        problem = as_problem(error)
-        if problem.status >= 500:
-            logger.error("websocket.failed", exc_info=error, path=self._scope["path"])
-        if not self._closed:
-            await refuse(self._scope, self.send, error, expose=self._expose, is_open=self.status == SWITCHING_STATUS)
 
 
 async def refuse(scope: Scope, send: Send, error: Exception, *, expose: bool, is_open: bool) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from svc_infra.obs.http_metrics import HttpMetrics
-from svc_infra.obs.logging import adopt_libraries, is_set_up, setup_logging
+from svc_infra.obs.logging import adopt_libraries, flush_logs, is_set_up, setup_logging
 from svc_infra.obs.metrics import Metrics
 from svc_infra.wiring import Part, wiring_of
 
@@ -75,3 +75,4 @@ def _page(metrics: Metrics) -> Callable[[Request], Response]:
 async def _library_logs() -> AsyncIterator[None]:
     adopt_libraries()
     yield
+    flush_logs()  # a server that was stopped by a signal ends by that signal, without a word to the logging module

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, fields
+from math import inf
+from time import monotonic
 
 
 @dataclass(slots=True)
@@ -20,6 +22,8 @@ class Context:
     api_key_id: str = ""
     actor_id: str = ""
     job_id: str = ""
+    deadline: float = inf
+    """When the answer must have begun, in the seconds of `time.monotonic`; infinite where it may take any time."""
 
     def known(self) -> dict[str, str]:
         """The facts that are known, for a log line."""
@@ -30,13 +34,24 @@ class Context:
         return {name: value for name, value in self.known().items() if name not in ("span_id", "job_id")}
 
 
-_FIELDS = tuple(field.name for field in fields(Context))
+_FIELDS = tuple(field.name for field in fields(Context) if field.name != "deadline")
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
 
 
 def current() -> Context:
     """The current context; outside of any request or job a fresh, empty one."""
     return _current.get() or Context()
+
+
+def seconds_left() -> float:
+    """How long the current handler may still take until its answer begins; infinite where it may take any time."""
+    return current().deadline - monotonic()
+
+
+def allow_seconds(seconds: float) -> None:
+    """Give the current request's handler at least this long from now, such as for a report that takes minutes."""
+    context = current()
+    context.deadline = max(context.deadline, monotonic() + seconds)
 
 
 def enter(context: Context) -> Token[Context | None]:
@@ -52,8 +67,9 @@ def leave(token: Token[Context | None]) -> None:
 @contextmanager
 def restored(carried: Mapping[str, str], *, job_id: str = "") -> Iterator[Context]:
     """Run as the request that started this job did."""
-    context = Context(**{name: value for name, value in carried.items() if name in _FIELDS and name != "job_id"})
-    context.job_id = job_id
+    context = Context(job_id=job_id)
+    for name in carried.keys() & set(_FIELDS) - {"job_id"}:
+        setattr(context, name, carried[name])
     token = enter(context)
     try:
         yield context

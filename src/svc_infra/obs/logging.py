@@ -21,6 +21,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
 from svc_infra.obs.context import current
+from svc_infra.obs.line_buffer import LineBuffer
 from svc_infra.obs.redact import cleaned, printable, shown, to_json
 
 MAX_STACK_FRAMES = 50
@@ -32,6 +33,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 _CONTROL_BUT_NEWLINE = re.compile(_CONTROL.pattern.replace(r"\x1f", r"\x09\x0b-\x1f"))
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "sqlalchemy", "sqlalchemy.engine", "alembic")
 
+_root = logging.getLogger()
 _requests = logging.getLogger("svc_infra.access")
 
 
@@ -84,7 +86,7 @@ logger = EventLogger(logging.getLogger("app"), (), {})
 
 
 class LineHandler(logging.Handler):
-    """Writes each record as one line on standard error.
+    """Writes each record as one line on standard error; access lines as JSON in batches, by a thread.
 
     Args:
         as_json: JSON lines; else lines for people, coloured on a terminal.
@@ -95,6 +97,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.as_json = as_json
         self.drop_paths = frozenset(drop_paths)
+        self._buffer = LineBuffer(_told_dropped)
         self._console = ConsoleRenderer(
             colors=sys.stderr.isatty(),
             event_key="message",
@@ -133,15 +136,12 @@ class LineHandler(logging.Handler):
         """Write an access line of values that are known to be short, printable and no secrets."""
         if fields["path"] in self.drop_paths:
             return
-        line = {
-            "time": datetime.now(UTC),
-            "level": "INFO",
-            "logger": _requests.name,
-            "pid": os.getpid(),
-            "message": message,
-            **current().known(),
-            **fields,
-        }
+        line = _begun("INFO", message)
+        line.update(current().known())
+        line.update(fields)
+        if self.as_json:
+            self._buffer.put(_as_json(line))
+            return
         self.acquire()
         try:
             self._put(line)
@@ -150,12 +150,26 @@ class LineHandler(logging.Handler):
         finally:
             self.release()
 
+    @property
+    def dropped(self) -> int:
+        """Access lines that were not written, because too many waited or standard error took no more."""
+        return self._buffer.dropped
+
+    def flush(self) -> None:
+        """Write the access lines that wait."""
+        self._buffer.flush()
+
+    def close(self) -> None:
+        """Write the access lines that wait; the standard library calls it when the process exits."""
+        self.flush()
+        super().close()
+
     def _put(self, line: dict[str, Any]) -> None:
-        sys.stderr.write(_as_json(line) if self.as_json else self._as_text(line))
+        sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
 
     def _as_text(self, line: dict[str, Any]) -> str:
         error = line.pop("error", None)
-        text = {_escaped(name): _escaped(value) for name, value in line.items()}
+        text = {_escaped(_unrendered(name)): _escaped(value) for name, value in line.items()}
         text["time"] = f"{line['time']:%H:%M:%S.%f}"[:-3]
         text["level"] = str(line["level"]).lower()
         if error is not None:
@@ -173,7 +187,7 @@ def log_request(message: str, fields: Mapping[str, Any]) -> None:
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
-    handlers = logging.getLogger().handlers
+    handlers = _root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
         handlers[0].write_request(message, fields)
     else:
@@ -230,6 +244,12 @@ def adopt_libraries() -> None:
     duplicate.propagate = False
 
 
+def flush_logs() -> None:
+    """Write the access lines that wait."""
+    for handler in _installed():
+        handler.flush()
+
+
 def is_set_up() -> bool:
     """Whether `setup_logging` was called in this process."""
     return bool(_installed())
@@ -255,15 +275,35 @@ def _described(error: object) -> dict[str, str]:
     return {"type": f"{module}{kind.__qualname__}", "message": message, "stack": shown(frames, keep_end=True)}
 
 
-def _as_json(line: dict[str, Any]) -> str:
+def _begun(level: str, message: str) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC),
+        "level": level,
+        "logger": _requests.name,
+        "pid": os.getpid(),
+        "message": message,
+    }
+
+
+def _told_dropped(count: int) -> bytes:
+    return _as_json({**_begun("WARNING", "access_log.dropped"), "dropped": count})
+
+
+def _as_json(line: dict[str, Any]) -> bytes:
     try:
-        text = orjson.dumps(line, option=_JSON).decode()
+        content = orjson.dumps(line, option=_JSON)
     except orjson.JSONEncodeError:
-        text = f"{to_json(line).decode()}\n"
-    if text.isascii():
-        return text
+        content = to_json(line) + b"\n"
+    if content.isascii():
+        return content
     # JSON may hold these three as they are, but some readers of lines break at them.
-    return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    text = content.decode().replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return text.encode()
+
+
+def _unrendered(name: str) -> str:
+    """The console prints fields of these two names over several lines, and as they are."""
+    return f"{name}_" if name in ("stack", "exception") else name
 
 
 def _escaped(value: Any) -> Any:

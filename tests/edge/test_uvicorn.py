@@ -7,6 +7,7 @@ import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import uvicorn
@@ -25,16 +26,21 @@ LIMIT_BYTES = 1000
 class Service:
     """An app with one stream and one upload, and what happened to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.more, self.closed, self.read = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.saved: list[int] = []
         routes = [
             Route("/stream", self.stream),
             Route("/broken", self.broken),
+            Route("/hang", self.hang),
             Route("/upload", self.upload, methods=["POST"]),
             Route("/", lambda request: PlainTextResponse("hello")),
         ]
-        self.app = edged(Starlette(routes=routes), max_body_bytes=LIMIT_BYTES, env="prod")
+        self.app = edged(Starlette(routes=routes), max_body_bytes=LIMIT_BYTES, env="prod", **settings)
+
+    async def hang(self, request: Request) -> Response:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
 
     async def stream(self, request: Request) -> Response:
         async def events() -> AsyncIterator[str]:
@@ -178,3 +184,61 @@ async def test_the_app_starts_and_drains_with_the_server(service: Service) -> No
             await reader.readuntil(b"data: 2\n\n")
             writer.close()
     assert (wiring.phase, wiring.in_flight) == (Phase.STOPPED, 0)
+
+
+async def test_a_client_that_sends_its_body_too_slowly_is_told_so_and_cut_off() -> None:
+    slow = Service(edge={"body_timeout_seconds": 0.1})
+    async with connected(slow) as (reader, writer):
+        writer.write(request("POST", "/upload", "Content-Length: 100") + b"x")
+        status, head = await status_of(reader)
+        assert (status, b"application/problem+json" in head, b"connection: close" in head) == (408, True, True)
+        await reader.read()  # to the end of the connection
+    assert slow.saved == []
+    assert wiring_of(slow.app).in_flight == 0
+
+
+async def test_what_is_sent_beyond_the_declared_length_is_no_part_of_the_body(service: Service) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(request("POST", "/upload", "Content-Length: 5") + b"x" * 5)
+        assert (await status_of(reader))[0] == 200
+        await reader.readexactly(len(b"saved"))
+        writer.write(b"y" * 500 + b"\r\n\r\n")  # no request, so the server refuses it and closes
+        assert (await status_of(reader))[0] == 400
+        await reader.read()
+    assert service.saved == [5]
+
+
+async def test_large_headers_and_addresses_are_refused_with_a_problem(service: Service) -> None:
+    async with connected(service) as (reader, writer):
+        for part, expected in (
+            (request("GET", "/" + "x" * 9000), 414),
+            (request("GET", "/", "A: " + "x" * 40_000), 431),
+        ):
+            writer.write(part)
+            status, head = await status_of(reader)
+            assert (status, b"application/problem+json" in head) == (expected, True)
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+
+
+async def test_clients_that_never_finish_their_headers_hold_up_nobody(service: Service) -> None:
+    async with asyncio.timeout(20), serving(service.app) as port:
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+        for _, writer in slow:
+            writer.write(b"GET / HTTP/1.1\r\nHost: test\r\nX-Slow: ")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request("GET", "/"))
+        assert (await status_of(reader))[0] == 200
+        assert wiring_of(service.app).in_flight == 0  # the app never sees them
+        for _, each in [*slow, (reader, writer)]:
+            each.close()
+
+
+async def test_a_handler_that_takes_too_long_is_answered_over_the_socket() -> None:
+    slow = Service(edge={"handler_timeout_seconds": 0.1})
+    async with connected(slow) as (reader, writer):
+        writer.write(request("GET", "/hang"))
+        status, head = await status_of(reader)
+        assert (status, b"application/problem+json" in head) == (504, True)
+        await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+        writer.write(request("GET", "/"))
+        assert (await status_of(reader))[0] == 200

@@ -1,0 +1,181 @@
+"""The edge: everything that every request passes, in one layer; a layer for each would cost more than they do."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from svc_infra.config import Environment
+from svc_infra.edge.admission import Admission
+from svc_infra.edge.cors import answer_preflight, cors, is_preflight
+from svc_infra.edge.exchange import Exchange, Rules
+from svc_infra.edge.handshake import Handshake
+from svc_infra.edge.hosts import TrustedHosts
+from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, UriTooLongError
+from svc_infra.middleware._scope import EDGE, Sent, log_answered, read_headers, route_template
+from svc_infra.middleware.proxies import TrustedProxies
+from svc_infra.middleware.security_headers import SecurityHeaders
+from svc_infra.obs.context import Context, enter, leave
+from svc_infra.obs.http_metrics import HttpMetrics
+from svc_infra.wiring import Wiring
+
+CLIENT_CLOSED_STATUS = 499
+"""Logged and counted where the client went away before an answer began; nobody receives it."""
+OPS = "/_ops/"
+"""Below this path lie the probes: asked by address instead of by name, also when the service has too much to do."""
+
+
+class EdgeMiddleware:
+    """Runs each request as its app's own: identified, measured, bounded, and answered whatever happens.
+
+    Args:
+        app: The rest of the stack.
+        wiring: The app's wiring; the edge measures requests when it has `HttpMetrics`.
+
+    Raises:
+        ConfigurationError: `CORS_*` would let every page send credentials.
+    """
+
+    def __init__(self, app: ASGIApp, *, wiring: Wiring) -> None:
+        settings = wiring.settings
+        self.app = app
+        self._wiring = wiring
+        self._metrics = wiring.get(HttpMetrics) if wiring.has(HttpMetrics) else None
+        self._limits = edge = settings.edge
+        self._proxies = TrustedProxies(edge.trusted_proxies, header=edge.forwarded_header)
+        self._hosts = TrustedHosts(edge.trusted_hosts)
+        self._cors = cors(app, settings.cors)
+        self._rules = Rules(
+            wiring=wiring,
+            admission=Admission(edge),
+            security=SecurityHeaders(settings.headers),
+            expose=settings.environment is not Environment.PROD,
+            max_body_bytes=settings.app.max_body_bytes,
+            body_timeout_seconds=edge.body_timeout_seconds,
+            min_body_bytes_per_second=edge.min_body_bytes_per_second,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the app's lifespan."""
+        with self._wiring.active():
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+                return
+            self._wiring.request_started()
+            try:
+                if EDGE in scope:  # mounted in another app, whose edge has done the rest
+                    await self.app(scope, receive, send)
+                elif scope["type"] == "http":
+                    await self._answer(scope, receive, send)
+                else:
+                    await self._converse(scope, receive, send)
+            finally:
+                self._wiring.request_finished()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The outer part of the stack, outermost first; `_let_in` is the inner one.
+
+        1. Trusted proxies: all that follows believes the scope's client, scheme and host.
+        2. Request id and trace: on every line and every answer, also on those that refuse.
+        3. Time, count and access line: of every answer, also of those that refuse.
+        4. The answer to whatever escapes from further in, with the headers that every answer has.
+        """
+        if self._proxies:
+            self._proxies.apply(scope)
+        sent = read_headers(scope["headers"])
+        context = _context(sent)
+        token = enter(context)
+        scope[EDGE] = True
+        root_path = scope.get("root_path", "")
+        route_class = "" if self._metrics is None else self._metrics.started(scope["path"])
+        started = monotonic()
+        exchange = Exchange(self._rules, scope, receive, send, context)
+        try:
+            try:
+                await self._let_in(scope, sent, exchange, started)
+            except BaseException as raised:
+                error = exchange.after_cancelling(raised) if exchange.expired else raised
+                if not isinstance(error, Exception) or not await exchange.fail(error):
+                    raise
+        finally:
+            exchange.leave()
+            seconds = monotonic() - started
+            status = exchange.status or CLIENT_CLOSED_STATUS
+            route = route_template(scope, root_path)
+            if self._metrics is not None:
+                self._metrics.finished(scope["method"], route, status, seconds, route_class, exchange.error)
+            log_answered(
+                scope,
+                route=route,
+                status=status,
+                sent_bytes=exchange.sent_bytes,
+                seconds=seconds,
+                first_byte_seconds=exchange.began - started if exchange.began else None,
+            )
+            leave(token)
+
+    async def _let_in(self, scope: Scope, sent: Sent, exchange: Exchange, now: float) -> None:
+        """The inner part of the stack, outermost first: what is cheaper to refuse is refused earlier.
+
+        1. Trusted hosts: another host's request is nobody's business here. Probes come by address.
+        2. CORS: a preflight is answered before any limit, which a page could not tell from a refusal, and every answer
+           from here on can be read by the pages that may.
+        3. The address and the headers, the declared size of the body.
+        4. A place among the handlers that run, and a deadline. Probes are never refused.
+        5. The app. What it reads of the body is counted and timed in `Exchange.receive`.
+        """
+        limits, path = self._limits, scope["path"]
+        is_ops = path.startswith(OPS)
+        if self._hosts and not is_ops:
+            self._hosts.check(scope["headers"])
+        if self._cors is not None:
+            headers = Headers(scope=scope)
+            if is_preflight(scope, headers):
+                await answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
+                return
+            exchange.share(self._cors, headers)
+        if len(scope.get("raw_path") or path) + len(scope["query_string"]) > limits.max_url_bytes:
+            raise UriTooLongError
+        if sent.headers > limits.max_headers or sent.header_bytes > limits.max_header_bytes:
+            raise HeadersTooLargeError
+        if sent.body_bytes > self._rules.max_body_bytes:
+            raise PayloadTooLargeError
+        await exchange.admit(now, always=is_ops)
+        await self.app(scope, exchange.receive, exchange.send)
+        await exchange.finish()
+
+    async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same stack for a websocket, which has no body and takes as long as it likes."""
+        if self._proxies:
+            self._proxies.apply(scope)
+        sent = read_headers(scope["headers"])
+        context = _context(sent)
+        token = enter(context)
+        scope[EDGE] = True
+        handshake = Handshake(scope, send, context.request_id, self._rules.expose)
+        root_path, started = scope.get("root_path", ""), monotonic()
+        try:
+            if self._hosts:
+                self._hosts.check(scope["headers"])
+            if sent.headers > self._limits.max_headers or sent.header_bytes > self._limits.max_header_bytes:
+                raise HeadersTooLargeError
+            await self.app(scope, receive, handshake.send)
+        except Exception as error:  # noqa: BLE001 - the server would only close; this logs, tells the client and closes
+            await handshake.fail(error)
+        finally:
+            log_answered(
+                scope,
+                route=route_template(scope, root_path),
+                status=handshake.status,
+                sent_bytes=handshake.sent_bytes,
+                seconds=monotonic() - started,
+            )
+            leave(token)
+
+
+def _context(sent: Sent) -> Context:
+    fresh = os.urandom(40).hex()
+    return Context(sent.request_id or fresh[:32], sent.trace.trace_id if sent.trace else fresh[32:64], fresh[64:])

@@ -1,0 +1,241 @@
+"""One request and the answer to it: how far it is, what may still be read, and what may still be sent."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from svc_infra.edge.admission import Admission
+from svc_infra.errors import DeadlineExceededError, PayloadTooLargeError, RequestTimeoutError, SvcInfraError
+from svc_infra.middleware._scope import ANSWER_HEADERS
+from svc_infra.middleware.problem import as_problem, respond
+from svc_infra.middleware.security_headers import SecurityHeaders, by_name
+from svc_infra.obs.context import Context
+from svc_infra.obs.logging import logger
+from svc_infra.wiring import Phase, Wiring
+
+SLOW_READ_SECONDS = 0.01
+"""A handler that has waited for a part of its body for longer gets its time anew."""
+
+_CLOSE = (b"connection", b"close")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every exchange of one app."""
+
+    wiring: Wiring
+    admission: Admission
+    security: SecurityHeaders
+    expose: bool
+    max_body_bytes: int
+    body_timeout_seconds: float
+    min_body_bytes_per_second: int
+
+
+class Exchange:
+    """One request and the answer to it."""
+
+    __slots__ = (
+        "_cancelling",
+        "_closes",
+        "_cut",
+        "_has_all",
+        "_read_bytes",
+        "_receive",
+        "_rules",
+        "_scope",
+        "_send",
+        "_task",
+        "_waited_seconds",
+        "admitted",
+        "began",
+        "complete",
+        "context",
+        "disconnected",
+        "error",
+        "expired",
+        "reads",
+        "sent_bytes",
+        "status",
+    )
+
+    def __init__(self, rules: Rules, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
+        self._rules = rules
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.context = context
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._closes = False
+        self._cut: type[SvcInfraError] | None = None
+        self._has_all = False
+        self._read_bytes = 0
+        self._waited_seconds = 0.0
+        self.admitted = False
+        self.began = 0.0
+        self.complete = False
+        self.disconnected = False
+        self.error: BaseException | None = None
+        self.expired = False
+        self.reads = False
+        self.sent_bytes = 0
+        self.status = 0
+
+    def share(self, rules: CORSMiddleware, headers: Headers) -> None:
+        """Tell the page that asks what it may read of whatever answer follows."""
+        self._send = partial(rules.send, send=self._send, request_headers=headers)
+
+    async def admit(self, now: float, *, always: bool) -> None:
+        """Wait until the handler may run; from then on it has a deadline until the answer begins.
+
+        Raises:
+            UnavailableError: It may not.
+        """
+        admission = self._rules.admission
+        if not admission.enter(self, now, always=always):
+            await admission.wait(self)
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
+        self.admitted = True
+
+    def expire(self) -> None:
+        """Cancel the handler, whose time is over."""
+        if self._task is not None:
+            self.expired = True
+            self._task.cancel()
+
+    def leave(self) -> None:
+        """Put everything back as it was, where the handler has ended in an unusual way."""
+        if not self.status:
+            self._rules.admission.leave(self)
+        if self.expired and self._task is not None:  # the handler has swallowed its end
+            self._task.uncancel()
+
+    async def receive(self) -> Message:
+        """Pass on what the client sends, up to the limit and as fast as it must."""
+        if self._cut is not None:
+            raise self._stop(self._cut)
+        message = await (self._receive() if self._has_all else self._read())
+        if message["type"] == "http.request":
+            self._read_bytes += len(message.get("body", b""))
+            self._has_all = not message.get("more_body", False)
+            if self._read_bytes > self._rules.max_body_bytes:
+                raise self._stop(PayloadTooLargeError)
+        else:
+            self.disconnected = True
+        return message
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass on what the app answers, unless it answers to a body of which it only got a part."""
+        return self._forward(message) if self._cut is None else self._refuse(self._cut)
+
+    async def finish(self) -> None:
+        """Give an answer where the app has returned without one."""
+        if not self.status and not self.disconnected:
+            raise self._cut() if self._cut is not None else SvcInfraError("The app returned without an answer.")
+
+    async def fail(self, error: Exception) -> bool:
+        """Answer an error that escaped from the app.
+
+        Returns:
+            False when the answer had begun and cannot be completed: the server must close the connection.
+        """
+        if self.status:
+            if isinstance(error, ClientDisconnect):
+                return True
+            self._report(error)
+            return self.complete
+        if self.admitted and as_problem(error).status >= 500:
+            self._report(error)
+        await self._respond(error)
+        return True
+
+    def after_cancelling(self, error: BaseException) -> BaseException:
+        """What has ended a handler that was cancelled: its deadline, unless somebody else has cancelled it too."""
+        cancelled_too = self._task is not None and self._task.uncancel() > self._cancelling
+        self.expired = False
+        if self.status or cancelled_too:
+            return error
+        late = DeadlineExceededError("The answer did not begin in the time that the handler was given.")
+        late.__cause__ = error  # its traceback shows where the handler was
+        return late
+
+    async def _read(self) -> Message:
+        rules, started = self._rules, monotonic()
+        allowed = rules.body_timeout_seconds + self._read_bytes / rules.min_body_bytes_per_second
+        self.reads = True
+        try:
+            async with asyncio.timeout(allowed - self._waited_seconds):
+                return await self._receive()
+        except TimeoutError:
+            raise self._stop(RequestTimeoutError) from None
+        finally:
+            self.reads = False
+            waited = monotonic() - started
+            self._waited_seconds += waited
+            if waited > SLOW_READ_SECONDS:
+                rules.admission.restart(self)
+
+    def _stop(self, reason: type[SvcInfraError]) -> HTTPException:
+        """Starlette's own class, which frameworks let pass where they take any other error for an unreadable body."""
+        self._cut = reason
+        self._closes = reason is RequestTimeoutError  # the rest may still come
+        return HTTPException(reason.status, reason.__doc__)
+
+    async def _respond(self, error: Exception) -> None:
+        headers = self._scope.get(ANSWER_HEADERS, ())
+        await respond(self._scope, self._forward, error, expose=self._rules.expose, headers=headers)
+
+    async def _refuse(self, reason: type[SvcInfraError]) -> None:
+        if not self.status:
+            await self._respond(reason())
+
+    def _forward(self, message: Message) -> Awaitable[None]:
+        """Pass a message on; no coroutine of its own, which would cost more than it does."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            message = self._begun(message)
+        elif kind == "http.response.body":
+            if message.get("body"):
+                if self._scope["method"] == "HEAD":
+                    message = {**message, "body": b""}
+                else:
+                    self.sent_bytes += len(message["body"])
+            self.complete = not message.get("more_body", False)
+        elif kind == "http.response.pathsend":
+            self.complete = True
+        return self._send(message)
+
+    def _begun(self, message: Message) -> Message:
+        """The beginning of the answer with the headers that every answer has; the handler's time ends here."""
+        rules, scope = self._rules, self._scope
+        self.began = monotonic()
+        self.status = message["status"]
+        rules.admission.leave(self)
+        if self.status >= 500 and self.admitted and self.error is None and (cause := sys.exc_info()[1]) is not None:
+            self._report(cause)  # an exception handler inside the app is answering this one
+        headers = list(message.get("headers", ()))
+        present = by_name(headers)
+        if b"x-request-id" in present:
+            headers = [header for header in headers if header[0].lower() != b"x-request-id"]
+        headers.append((b"x-request-id", self.context.request_id.encode()))
+        headers += rules.security.missing(present, secure=scope["scheme"] == "https")
+        if (self._closes or rules.wiring.phase is Phase.DRAINING) and scope["http_version"][0] == "1":
+            headers.append(_CLOSE)  # an idle connection would be closed while the client sends its next request
+        return {**message, "headers": headers}
+
+    def _report(self, error: BaseException) -> None:
+        self.error = error
+        logger.error("request.failed", exc_info=error, method=self._scope["method"], path=self._scope["path"])
