@@ -190,14 +190,14 @@ def test_a_line_below_the_level_is_not_even_rendered() -> None:
 
 def test_libraries_and_the_application_are_written_alike() -> None:
     with captured() as output:
-        logging.getLogger("alembic.runtime.migration").info("Running upgrade %s", "a -> b", extra={"rows": 3})
+        logging.getLogger("alembic.autogenerate.compare").info("Running upgrade %s", "a -> b", extra={"rows": 3})
         logging.getLogger("sqlalchemy.pool").warning("slow")
         logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[1mStarted"})
     first, second, third = output.lines
     assert (first["message"], first["rows"], first["logger"]) == (
         "Running upgrade a -> b",
         3,
-        "alembic.runtime.migration",
+        "alembic.autogenerate.compare",
     )
     assert second["logger"] == "sqlalchemy.pool"
     assert "color_message" not in third
