@@ -48,7 +48,7 @@ async def make(valkey_url: str) -> AsyncIterator[MakeCache]:
     async with AsyncExitStack() as stack:
 
         def one(url: str = valkey_url, kind: type[Cache] = Cache, **options: Any) -> Cache:
-            cache = kind(url, **{"retry_seconds": 0.05, **options})
+            cache = kind(url, **{"retry_seconds": 0.05, "timeout_seconds": 10, **options})
             stack.push_async_callback(cache.close)
             return cache
 

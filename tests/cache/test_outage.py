@@ -74,7 +74,7 @@ async def test_a_server_that_says_nothing_costs_one_wait_and_not_one_for_each_ca
         assert await asyncio.gather(*(thing(number) for number in range(50)))
         for number in range(50, 100):
             await thing(number)
-        assert 0.2 <= time.monotonic() - started < 1.0
+        assert 0.2 <= time.monotonic() - started < 5.0
         line.thaw()
         await until(lambda: cache.is_connected)
         assert await thing.refresh(1) == 101

@@ -21,7 +21,7 @@ def ask(url: str, misses: int, delay_seconds: float, start: Any, answers: Any, c
     """Ask for the same many times at once; the body of a process."""
 
     async def run() -> set[int]:
-        async with Cache(url) as cache:
+        async with Cache(url, timeout_seconds=30) as cache:
 
             @cached(ttl=60, lease_seconds=1.0, cache=cache)
             async def slow(number: int) -> int:

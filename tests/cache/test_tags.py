@@ -74,8 +74,8 @@ def test_no_order_of_writes_and_invalidations_leaves_a_stale_value(kind: str, va
         memory = MemoryCache()
         made = {
             "memory": lambda: memory,
-            "valkey": lambda: RedisCache(valkey_url),
-            "two levels": lambda: Cache(valkey_url),
+            "valkey": lambda: RedisCache(valkey_url, timeout_seconds=10),
+            "two levels": lambda: Cache(valkey_url, timeout_seconds=10),
         }
         Tagging.loop, Tagging.caches = runner.get_loop(), [made[kind](), made[kind]()]
         if kind == "two levels":

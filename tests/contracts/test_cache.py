@@ -62,7 +62,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
                 cache = MemoryCache(clock=clock, **options) if options else only
             else:
                 kind = RedisCache if request.param == "valkey" else Cache
-                cache = kind(request.getfixturevalue("valkey_url"), clock=clock, **options)
+                cache = kind(request.getfixturevalue("valkey_url"), clock=clock, timeout_seconds=10, **options)
             stack.push_async_callback(cache.close)
             return cache
 

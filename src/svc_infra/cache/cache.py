@@ -119,7 +119,7 @@ class Cache:
 
     async def close(self) -> None:
         """Stop what runs in the background and close every connection; the next use begins anew."""
-        await self.levels.close()
+        await self.loader.close()
         self.memory.flush()
 
     async def __aenter__(self) -> Self:

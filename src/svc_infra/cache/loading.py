@@ -57,9 +57,10 @@ class _Flight:
         newer_than: The version that is to be replaced; 0 for none.
     """
 
-    __slots__ = ("entry", "error", "mark", "names", "newer_than", "traceback", "waiters")
+    __slots__ = ("entry", "error", "loop", "mark", "names", "newer_than", "traceback", "waiters")
 
     def __init__(self, mark: int, names: tuple[str, ...], newer_than: float) -> None:
+        self.loop = asyncio.get_running_loop()
         self.mark = mark
         self.names = names
         self.newer_than = newer_than
@@ -70,7 +71,7 @@ class _Flight:
 
     async def outcome(self) -> Entry | None:
         """What came out; None when its caller was cancelled, so that another one must compute."""
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self.loop.create_future()
         self.waiters.append(waiter)
         await waiter
         if self.error is not None:
@@ -97,6 +98,15 @@ class Loader:
         self._shared = levels.shared
         self._flights: dict[str, _Flight] = {}
 
+    async def close(self) -> None:
+        """Stop what runs in the background, and let those who wait for it compute by themselves."""
+        await self._levels.close()
+        flights = list(self._flights.values())
+        self._flights.clear()
+        for flight in flights:
+            if flight.loop is asyncio.get_running_loop():
+                flight.land()
+
     async def serve(self, call: Call) -> Any:
         """The result: from memory, from the second level, or computed."""
         self._levels.attach()
@@ -110,7 +120,7 @@ class Loader:
                     call.stats.stale += 1
                 self._renew_soon(call, entry)
                 return entry.get()
-        while (flight := self._flights.get(call.key)) and self._memory.unchanged(flight.mark, flight.names):
+        while (flight := self._flights.get(call.key)) is not None and self._may_join(flight):
             call.stats.lock_waits += 1
             entry = await flight.outcome()
             if entry is not None and entry.codec is call.codec:
@@ -146,6 +156,10 @@ class Loader:
         return value
 
     # -------------------------------------------------------------------------------------------------------- flights
+
+    def _may_join(self, flight: _Flight) -> bool:
+        """Whether this flight is one of this event loop, and nothing was invalidated since it began."""
+        return flight.loop is self._levels.loop and self._memory.unchanged(flight.mark, flight.names)
 
     def _begin(self, call: Call, newer_than: float) -> _Flight:
         flight = _Flight(self._memory.mark(), (call.key, *call.tags), newer_than)
