@@ -159,3 +159,4 @@ async def test_outcomes_are_counted(shop: Shop) -> None:
         counted = (await client.get("/metrics")).text
     for outcome in ("first", "replayed", "reused"):
         assert f'idempotency_requests_total{{outcome="{outcome}"}} 1.0' in counted
+    assert 'outcome="lost"' not in counted  # what the commit has kept is not kept once more

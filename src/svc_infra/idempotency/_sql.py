@@ -19,7 +19,7 @@ from svc_infra.idempotency.models import IdempotencyRow
 from svc_infra.idempotency.store import DEFAULT_LEASE_SECONDS, DEFAULT_TTL_SECONDS, Claim, Refusal, check_times
 from svc_infra.types import Clock, SystemClock
 
-# Built once: to build them takes SQLAlchemy longer than to run them.
+# Built once: building them for each request was a third of what a claim costs.
 _KEYS = cast(Table, IdempotencyRow.__table__)
 _OF = _KEYS.c
 _NEW = insert(_KEYS).values({column.name: bindparam(f"new_{column.name}") for column in _OF})

@@ -102,11 +102,11 @@ class IdempotentRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, between the claim and the commit."""
         handle = super().get_route_handler()
+        if not any(_guards(self.dependant)):
+            return handle
 
         async def guarded(request: Request) -> Response:
-            exchange: Exchange | None = request.scope.get(_EXCHANGE)
-            if exchange is None:
-                return await handle(request)
+            exchange: Exchange = request.scope[_EXCHANGE]
             if KEY_HEADER in request.headers:
                 await request.body()  # FastAPI reads a form from the stream, and nothing would be left to compare
             try:
