@@ -101,7 +101,7 @@ async def test_a_stale_result_stands_in_for_an_error(
 async def test_a_result_that_is_dear_is_renewed_before_it_ends(
     memory: MemoryCache, clock: FakeClock, calls: Calls
 ) -> None:
-    @cached(ttl=100, jitter=0, early=1000, cache=memory)
+    @cached(ttl=100, jitter=0, early=1e9, cache=memory)
     async def dear() -> int:
         calls.made.append(1)
         clock.advance(1)

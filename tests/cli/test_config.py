@@ -35,7 +35,7 @@ def test_the_table_shows_value_variable_and_source_of_each_setting() -> None:
     assert lines["app.name"] == ["[bold]shop[/bold]", "APP_NAME", ".env"]
     assert lines["sql.pool_size"] == ["10", "SQL_POOL_SIZE", "default"]
     assert lines["auth.secret"] == ["********", "AUTH_SECRET", "environment", "variable"]
-    assert len(lines) == len(list_settings(Settings())) + 1
+    assert {setting.name for setting in list_settings(Settings())} <= lines.keys()
 
 
 def test_json_holds_the_same(tmp_path: Path) -> None:

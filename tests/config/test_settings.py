@@ -145,7 +145,7 @@ def test_a_field_that_does_not_exist_is_refused_in_code(build: type[Settings]) -
 
 
 def test_a_section_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="Settings have no sqll: use app, log"):
+    with pytest.raises(ConfigurationError, match="Settings have no sqll: use app, edge"):
         Settings(sqll={})
 
 

@@ -67,13 +67,15 @@ class Levels:
             return False
 
     async def close(self) -> None:
-        """Stop what runs in the background."""
-        running = list(self.background)
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=CLOSE_SECONDS)
-        self.loop = None
+        """Let what runs in the background end, stop what does not, and close every connection."""
+        self.loop = None  # nothing more is renewed
+        loop = asyncio.get_running_loop()
+        for is_late in (False, True):
+            for task in list(self.background) if is_late else ():
+                task.cancel()
+            end = loop.time() + CLOSE_SECONDS
+            while self.background and loop.time() < end:  # also what ends by giving something back, such as a lease
+                await asyncio.wait(list(self.background), timeout=end - loop.time())
         if self.shared is not None:
             await self.shared.close()
 

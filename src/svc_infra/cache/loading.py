@@ -181,7 +181,8 @@ class Loader:
 
     def _renew_soon(self, call: Call, entry: Entry) -> None:
         """Compute a new version in the background, unless one is on its way or too many are."""
-        if call.key not in self._flights and len(self._levels.background) < MAX_BACKGROUND:
+        is_open = self._levels.is_here() and len(self._levels.background) < MAX_BACKGROUND
+        if is_open and call.key not in self._flights:
             self._levels.spawn(self._renew(call, entry, self._begin(call, entry.stamp)))
 
     async def _renew(self, call: Call, entry: Entry, flight: _Flight) -> None:
