@@ -30,6 +30,7 @@ DOCUMENTED = {
         "set_tenant_resolver",
     ],
     "svc_infra.app.logging": ["setup_logging"],
+    "svc_infra.cache": ["Cache", "MemoryCache", "RedisCache", "cached"],
     "svc_infra.config": ["Environment", "Secrets", "Settings"],
     "svc_infra.db": ["AsyncDatabase", "DbOps"],
     "svc_infra.db.sql.tenant": ["TenantSqlService"],
