@@ -142,6 +142,7 @@ class Shared:
         if self._pending or self._all_pending:
             _log.warning("cache.invalidations_undelivered", extra={"names": len(self._pending)})
         await self._client.aclose()
+        await asyncio.sleep(0)  # connections that were dropped without waiting end here, and not after the loop
         self._loop = None
         self._client = self._connect()
 
