@@ -41,7 +41,6 @@ TAG_MARGIN_SECONDS = 300.0
 """How much longer than its values a tag lives, at least: the time that computing one may take."""
 
 T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 
