@@ -198,10 +198,10 @@ async def test_a_classifier_that_fails_costs_the_label_and_not_the_request() -> 
 
 
 async def test_a_classifier_without_end_opens_few_series() -> None:
-    metrics = Metrics(max_series=20)
-    http = HttpMetrics(metrics, route_classifier=lambda path: path)
+    metrics = Metrics()
+    http = HttpMetrics(metrics, route_classifier=lambda path: path, max_series=20)
     for number in range(3000):
-        http.finished("GET", "/{x}", 200, 0.01, http.started(f"/{number}"), None)
+        http.finished("GET", "/{x}", 200, 0.01, 5, http.started(f"/{number}"), None)
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     counted = [sample.value for sample in samples if sample.name == "http_server_requests_total"]
     assert (len(counted), sum(counted)) == (20, 3000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from random import getrandbits
 from time import monotonic
 
 from starlette.datastructures import Headers
@@ -106,15 +106,11 @@ class EdgeMiddleware:
             status = exchange.status or CLIENT_CLOSED_STATUS
             route = route_template(scope, root_path)
             if self._metrics is not None:
-                self._metrics.finished(scope["method"], route, status, seconds, route_class, exchange.error)
-            log_answered(
-                scope,
-                route=route,
-                status=status,
-                sent_bytes=exchange.sent_bytes,
-                seconds=seconds,
-                first_byte_seconds=exchange.began - started if exchange.began else None,
-            )
+                self._metrics.finished(
+                    scope["method"], route, status, seconds, exchange.sent_bytes, route_class, exchange.error
+                )
+            first_byte_seconds = exchange.began - started if exchange.began else None
+            log_answered(scope, route, status, exchange.sent_bytes, seconds, first_byte_seconds)
             leave(token)
 
     async def _let_in(self, scope: Scope, sent: Sent, exchange: Exchange, now: float) -> None:
@@ -143,7 +139,8 @@ class EdgeMiddleware:
             raise HeadersTooLargeError
         if sent.body_bytes > self._rules.max_body_bytes:
             raise PayloadTooLargeError
-        await exchange.admit(now, always=is_ops)
+        if not exchange.admit(now, always=is_ops):
+            await exchange.wait()
         await self.app(scope, exchange.receive, exchange.send)
         await exchange.finish()
 
@@ -166,16 +163,11 @@ class EdgeMiddleware:
         except Exception as error:  # noqa: BLE001 - the server would only close; this logs, tells the client and closes
             await handshake.fail(error)
         finally:
-            log_answered(
-                scope,
-                route=route_template(scope, root_path),
-                status=handshake.status,
-                sent_bytes=handshake.sent_bytes,
-                seconds=monotonic() - started,
-            )
+            route, seconds = route_template(scope, root_path), monotonic() - started
+            log_answered(scope, route, handshake.status, handshake.sent_bytes, seconds)
             leave(token)
 
 
 def _context(sent: Sent) -> Context:
-    fresh = os.urandom(40).hex()
+    fresh = f"{getrandbits(320):080x}"
     return Context(sent.request_id or fresh[:32], sent.trace.trace_id if sent.trace else fresh[32:64], fresh[64:])

@@ -97,18 +97,31 @@ class Exchange:
         """Tell the page that asks what it may read of whatever answer follows."""
         self._send = partial(rules.send, send=self._send, request_headers=headers)
 
-    async def admit(self, now: float, *, always: bool) -> None:
-        """Wait until the handler may run; from then on it has a deadline until the answer begins.
+    def admit(self, now: float, *, always: bool) -> bool:
+        """Let the handler run if it may; from then on it has a deadline until the answer begins.
+
+        Args:
+            now: The time of `time.monotonic`.
+            always: It may in any case.
+
+        Returns:
+            Whether it may; if not, `wait`.
+        """
+        if not self._rules.admission.enter(self, now, always=always):
+            return False
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
+        self.admitted = True
+        return True
+
+    async def wait(self) -> None:
+        """Wait until the handler may run.
 
         Raises:
             UnavailableError: It may not.
         """
-        admission = self._rules.admission
-        if not admission.enter(self, now, always=always):
-            await admission.wait(self)
-        self._task = task = asyncio.current_task()
-        self._cancelling = task.cancelling() if task is not None else 0
-        self.admitted = True
+        await self._rules.admission.wait(self)
+        self.admit(monotonic(), always=True)
 
     def expire(self) -> None:
         """Cancel the handler, whose time is over."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from starlette.routing import Mount, Route
@@ -37,24 +37,31 @@ class Sent(NamedTuple):
 def read_headers(headers: Collection[tuple[bytes, bytes]]) -> Sent:
     """Read the headers; a value that is missing, repeated or not well formed counts as not sent."""
     values = dict(headers)
-    request_id = _value_of(b"x-request-id", values, headers)
-    traceparent = _value_of(b"traceparent", values, headers)
+    request_id = traceparent = ""
+    if b"x-request-id" in values:
+        request_id = _only(b"x-request-id", headers)
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = ""
+    if b"traceparent" in values:
+        traceparent = _only(b"traceparent", headers)
     length = values.get(b"content-length", b"")
-    repeated = sum(len(name) + len(value) for name, value in headers) if len(values) != len(headers) else 0
+    if len(values) == len(headers):
+        header_bytes = len(b"".join([*values, *values.values()]))
+    else:
+        header_bytes = sum(len(name) + len(value) for name, value in headers)
     return Sent(
-        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else "",
-        trace=parse_traceparent(traceparent) if traceparent else None,
-        body_bytes=int(length[:MAX_LENGTH_DIGITS]) if length.isdigit() else 0,
-        headers=len(headers),
-        header_bytes=repeated or sum(map(len, values)) + sum(map(len, values.values())),
+        request_id,
+        parse_traceparent(traceparent) if traceparent else None,
+        int(length[:MAX_LENGTH_DIGITS]) if length.isdigit() else 0,
+        len(headers),
+        header_bytes,
     )
 
 
-def _value_of(name: bytes, values: Mapping[bytes, bytes], headers: Collection[tuple[bytes, bytes]]) -> str:
-    """The value of a header that must not be repeated."""
-    if name not in values or (len(values) != len(headers) and [key for key, _ in headers].count(name) > 1):
-        return ""
-    return values[name].decode("latin-1")
+def _only(name: bytes, headers: Collection[tuple[bytes, bytes]]) -> str:
+    """The value of a header that must not be repeated; empty when it is."""
+    values = [value for key, value in headers if key == name]
+    return values[0].decode("latin-1") if len(values) == 1 else ""
 
 
 def client_ip(scope: Scope) -> str:
@@ -100,20 +107,24 @@ def _mount_template(mounted: str, params: dict[str, Any], template: str) -> str:
 
 
 def log_answered(
-    scope: Scope, *, route: str, status: int, sent_bytes: int, seconds: float, first_byte_seconds: float | None = None
+    scope: Scope,
+    route: str,
+    status: int,
+    sent_bytes: int,
+    seconds: float,
+    first_byte_seconds: float | None = None,
 ) -> None:
     """Write the access line of an answered request."""
     method, path = scope.get("method", "WEBSOCKET"), redacted(scope["path"][:MAX_PATH_CHARS])
-    log_request(
-        f"{method} {path} {status}",
-        {
-            "method": method,
-            "route": route,
-            "path": path,
-            "status": status,
-            "bytes": sent_bytes,
-            "duration_ms": round(seconds * 1000, 3),
-            "first_byte_ms": None if first_byte_seconds is None else round(first_byte_seconds * 1000, 3),
-            "client_ip": client_ip(scope),
-        },
-    )
+    fields = {
+        "method": method,
+        "route": route,
+        "path": path,
+        "status": status,
+        "bytes": sent_bytes,
+        "duration_ms": round(seconds * 1000, 3),
+        "client_ip": client_ip(scope),
+    }
+    if first_byte_seconds is not None:
+        fields["first_byte_ms"] = round(first_byte_seconds * 1000, 3)
+    log_request(f"{method} {path} {status}", fields)

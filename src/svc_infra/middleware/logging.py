@@ -39,10 +39,5 @@ class LoggingMiddleware:
         try:
             await self.app(scope, receive, send_counted)
         finally:
-            log_answered(
-                scope,
-                route=route_template(scope, root_path),
-                status=status,
-                sent_bytes=sent_bytes,
-                seconds=perf_counter() - started,
-            )
+            route, seconds = route_template(scope, root_path), perf_counter() - started
+            log_answered(scope, route, status, sent_bytes, seconds)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import TextIO
+from weakref import ref
 
 MAX_BYTES = 4 * 1024 * 1024
 """Most bytes that wait to be written; lines that come when they are reached are dropped and counted."""
@@ -39,17 +41,19 @@ class LineBuffer:
         self._max_bytes = max_bytes
         self._flush_bytes = flush_bytes
         self._flush_seconds = flush_seconds
-        self._pid = 0
+        self.pid = os.getpid()
+        self._thread: Thread | None = None
         self._lines: list[bytes] = []
         self._size = 0
-        self._stream: TextIO | None = sys.stderr
+        self._stream: TextIO = sys.stderr
         self._told = 0
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
+        os.register_at_fork(after_in_child=partial(_start_over, ref(self)))
 
     def put(self, line: bytes) -> None:
         """Take a line, which ends in a newline, or drop and count it."""
-        if self._pid != os.getpid():  # the first line of this process; threads do not survive a fork
+        if self._thread is None:
             self._start()
         with self._lock:
             size = self._size
@@ -79,16 +83,24 @@ class LineBuffer:
                 return
             try:
                 _write(stream, b"".join(lines))
-            except (OSError, ValueError):  # standard error is full, closed or gone: only the counter can say so
+            except (
+                OSError,
+                ValueError,
+            ):  # standard error is full or closed: only the counter can say so
                 with self._lock:
                     self.dropped += len(lines)
 
-    def _start(self) -> None:
-        self._pid = os.getpid()
-        self._lines, self._size, self._told = [], 0, self.dropped  # the rest is the parent's, and so are its locks
+    def start_over(self) -> None:
+        """Begin anew in the child of a fork: what waits is the parent's to write, and its thread is not here."""
+        self.pid = os.getpid()
+        self._thread = None
+        self._lines, self._size, self._told = [], 0, self.dropped
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
-        Thread(target=self._run, name="access-log", daemon=True).start()
+
+    def _start(self) -> None:
+        self._thread = Thread(target=self._run, name="access-log", daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         begun, full = self._begun, self._full
@@ -99,9 +111,13 @@ class LineBuffer:
             self.flush()
 
 
-def _write(stream: TextIO | None, content: bytes) -> None:
-    if stream is None:
-        raise ValueError("this process has no standard error")
+def _start_over(buffer: ref[LineBuffer]) -> None:
+    alive = buffer()
+    if alive is not None:
+        alive.start_over()
+
+
+def _write(stream: TextIO, content: bytes) -> None:
     binary = getattr(stream, "buffer", None)
     if binary is None:
         stream.write(content.decode())

@@ -6,7 +6,6 @@ Logging is the process's, not an app's: the standard library holds its state, an
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import traceback
@@ -97,7 +96,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.as_json = as_json
         self.drop_paths = frozenset(drop_paths)
-        self._buffer = LineBuffer(_told_dropped)
+        self._buffer = LineBuffer(self._told_dropped)
         self._console = ConsoleRenderer(
             colors=sys.stderr.isatty(),
             event_key="message",
@@ -136,9 +135,7 @@ class LineHandler(logging.Handler):
         """Write an access line of values that are known to be short, printable and no secrets."""
         if fields["path"] in self.drop_paths:
             return
-        line = _begun("INFO", message)
-        line.update(current().known())
-        line.update(fields)
+        line = {**self._begun("INFO", message), **current().known(), **fields}
         if self.as_json:
             self._buffer.put(_as_json(line))
             return
@@ -163,6 +160,18 @@ class LineHandler(logging.Handler):
         """Write the access lines that wait; the standard library calls it when the process exits."""
         self.flush()
         super().close()
+
+    def _begun(self, level: str, message: str) -> dict[str, Any]:
+        return {
+            "time": datetime.now(UTC),
+            "level": level,
+            "logger": _requests.name,
+            "pid": self._buffer.pid,
+            "message": message,
+        }
+
+    def _told_dropped(self, count: int) -> bytes:
+        return _as_json({**self._begun("WARNING", "access_log.dropped"), "dropped": count})
 
     def _put(self, line: dict[str, Any]) -> None:
         sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
@@ -273,20 +282,6 @@ def _described(error: object) -> dict[str, str]:
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     frames = "".join(traceback.format_exception(error, limit=-MAX_STACK_FRAMES))
     return {"type": f"{module}{kind.__qualname__}", "message": message, "stack": shown(frames, keep_end=True)}
-
-
-def _begun(level: str, message: str) -> dict[str, Any]:
-    return {
-        "time": datetime.now(UTC),
-        "level": level,
-        "logger": _requests.name,
-        "pid": os.getpid(),
-        "message": message,
-    }
-
-
-def _told_dropped(count: int) -> bytes:
-    return _as_json({**_begun("WARNING", "access_log.dropped"), "dropped": count})
 
 
 def _as_json(line: dict[str, Any]) -> bytes:
