@@ -114,6 +114,14 @@ def test_an_output_that_is_gone_is_survived_and_counted(stream: Stream, buffer: 
     assert stream.lines == [b"two", b"dropped 1"]
 
 
+def test_a_process_without_standard_error_only_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    lines = LineBuffer(lambda count: b"", flush_seconds=NEVER)
+    lines.put(b"one\n")
+    lines.flush()
+    assert lines.dropped == 1
+
+
 def test_threads_lose_and_double_nothing(stream: Stream, buffer: Made) -> None:
     lines = buffer(flush_bytes=50, flush_seconds=0.001)
 

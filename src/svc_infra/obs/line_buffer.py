@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from weakref import ref
 
 MAX_BYTES = 4 * 1024 * 1024
 """Most bytes that wait to be written; lines that come when they are reached are dropped and counted."""
-FLUSH_BYTES = 64 * 1024
+FLUSH_BYTES = 256 * 1024
 """So many bytes are written at once, without waiting for more."""
 FLUSH_SECONDS = 0.2
 """Longest wait of a line, and the most that is lost when the process is killed."""
@@ -45,7 +46,7 @@ class LineBuffer:
         self._thread: Thread | None = None
         self._lines: list[bytes] = []
         self._size = 0
-        self._stream: TextIO = sys.stderr
+        self._stream: TextIO | None = sys.stderr
         self._told = 0
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
@@ -117,7 +118,9 @@ def _start_over(buffer: ref[LineBuffer]) -> None:
         alive.start_over()
 
 
-def _write(stream: TextIO, content: bytes) -> None:
+def _write(stream: TextIO | None, content: bytes) -> None:
+    if stream is None:  # a process without a terminal may have no standard error
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     binary = getattr(stream, "buffer", None)
     if binary is None:
         stream.write(content.decode())
