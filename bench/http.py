@@ -1,12 +1,14 @@
 """What the default stack costs: the same route on bare Starlette, bare FastAPI and easy_service_app, side by side.
 
-Each server is one uvicorn process on the first core; the load comes from this process on the last one. Rounds are
-interleaved, so a slow minute of the machine hits all alike; ratios are medians over the rounds.
+Once in this process, where nothing but the app is measured (processor time, so that other processes do not count); once
+through uvicorn, where each server is one process on the first core and the load comes from this one on the last. Rounds
+are interleaved, so a slow minute of the machine hits all alike; ratios are medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import statistics
@@ -15,14 +17,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from importlib import import_module
+from unittest.mock import patch
 
 import uvloop
+from starlette.types import ASGIApp, Message, Scope
 
 from bench.load import Load, load
 from bench.report import table, write
 
 APPS = ("starlette", "fastapi", "svc_infra")
+CALLS = 1000
 
 
 @contextmanager
@@ -57,6 +63,48 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"the server on port {port} did not start")
 
 
+def in_process(rounds: int) -> list[dict[str, object]]:
+    """Call each app without a server; access lines go where they would go in production, to a file."""
+    microseconds: dict[str, list[float]] = {name: [] for name in APPS}
+    with tempfile.TemporaryFile("w") as log, redirect_stderr(log), patch.dict(os.environ, APP_ENV="prod"):
+        module = import_module("bench.http_apps")
+        for _ in range(rounds + 1):
+            for name in APPS:
+                microseconds[name].append(uvloop.run(_called(getattr(module, f"{name}_app"))))
+        logging.shutdown()
+    best = {name: min(seen[1:]) for name, seen in microseconds.items()}  # the first round only warms up
+    return [{"app": name, "us": best[name], "over fastapi": best[name] - best["fastapi"]} for name in APPS]
+
+
+async def _called(app: ASGIApp) -> float:
+    headers = [(b"host", b"bench"), (b"accept", b"*/*"), (b"user-agent", b"bench")]
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/items/7",
+        "raw_path": b"/items/7",
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        pass
+
+    started = time.process_time()
+    for _ in range(CALLS):
+        await app({**scope, "state": {}}, receive, send)
+    return (time.process_time() - started) / CALLS * 1e6
+
+
 def main() -> None:
     """Measure, print and write."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -64,6 +112,8 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=2.0)
     options.add_argument("--connections", type=int, default=32)
     given = options.parse_args()
+    called = in_process(given.rounds)
+    table(f"GET /items/7 in process, best of {given.rounds} interleaved rounds", called)
     rounds: dict[str, list[Load]] = {name: [] for name in APPS}
     with ExitStack() as stack:
         ports = {name: stack.enter_context(served(name)) for name in APPS}
@@ -79,6 +129,8 @@ def main() -> None:
                     rounds[name].append(seen)
     rows = [_row(name, rounds[name], rounds["fastapi"]) for name in APPS]
     table(f"GET /items/7, {given.connections} connections, median of {given.rounds} interleaved rounds", rows)
+    for row, inside in zip(rows, called, strict=True):
+        row.update({f"in process, {column}": value for column, value in inside.items() if column != "app"})
     write("http", rows, ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "svc-infra"))
 
 

@@ -47,7 +47,8 @@ class SimpleRoute(APIRoute):
         async def handler(request: Request) -> Response:
             scope = request.scope
             if (
-                scope["app"] is not self.only_in
+                self.only_in is None
+                or scope.get("app") is not self.only_in
                 or "effective_route_context" in scope.get("fastapi", ())
                 or "fastapi.telemetry" in scope
                 or dependant.dependencies  # somebody has added one afterwards
