@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -15,20 +15,12 @@ from svc_infra.app.logging import setup_logging as documented_setup_logging
 from svc_infra.config import AppSettings, LogSettings, Settings
 from svc_infra.errors import ConfigurationError
 from svc_infra.obs.context import Context, enter, leave
-from svc_infra.obs.logging import LineHandler, adopt_libraries, log_request, setup_logging
+from svc_infra.obs.logging import Answered, LineHandler, adopt_libraries, log_request, setup_logging
 from svc_infra.obs.redact import MAX_TEXT_CHARS
 from svc_infra.observability import logger
 from tests.obs.log_capture import captured, kept_logging
 
-REQUEST = {
-    "method": "GET",
-    "route": "/users/{id}",
-    "path": "/users/42",
-    "status": 200,
-    "bytes": 5,
-    "duration_ms": 1.5,
-    "client_ip": "192.0.2.1",
-}
+REQUEST = Answered("GET", "/users/42", "/users/{id}", 200, 5, 0.0015, 0.001, "192.0.2.1")
 SETTINGS = Settings()
 
 
@@ -184,7 +176,7 @@ def test_a_line_below_the_level_is_not_even_rendered() -> None:
     with captured("WARNING") as output:
         logger.info("%s", Untouchable(), field=Untouchable())
         logger.debug("%s", Untouchable())
-        log_request("GET / 200", {"path": Untouchable()})
+        log_request(REQUEST._replace(path=cast(str, Untouchable())))
     assert output.text == ""
 
 
@@ -253,8 +245,8 @@ def test_what_the_environment_says_is_used_where_nothing_else_is_said(monkeypatc
         logger.error("loud")
         logging.getLogger().setLevel("INFO")
         for path in ("/quiet", "/also-quiet", "/heard"):
-            log_request(path, {**REQUEST, "path": path})
-    assert [line["message"] for line in output.lines] == ["loud", "/heard"]
+            log_request(REQUEST._replace(path=path))
+    assert [line["message"] for line in output.lines] == ["loud", "GET /heard 200"]
 
 
 def test_the_settings_of_an_app_are_used_where_they_are_given() -> None:
@@ -274,11 +266,11 @@ def test_a_level_or_format_that_does_not_exist_is_refused(level: str | None, fmt
 @pytest.mark.parametrize("fmt", ["json", "plain"])
 def test_an_access_line_is_the_same_with_and_without_the_detour_of_a_record(fmt: str) -> None:
     with captured(fmt=fmt, drop_paths=["/quiet"]) as output:
-        log_request("GET /users/42 200", REQUEST)
-        log_request("GET /quiet 200", {**REQUEST, "path": "/quiet"})
+        log_request(REQUEST)
+        log_request(REQUEST._replace(path="/quiet"))
         logging.getLogger().addHandler(logging.NullHandler())  # anything else that listens gets a record
-        log_request("GET /users/42 200", REQUEST)
-        log_request("GET /quiet 200", {**REQUEST, "path": "/quiet"})
+        log_request(REQUEST)
+        log_request(REQUEST._replace(path="/quiet"))
     direct, detoured = [re.sub(r"\d\d:\d\d:\d\d\.\d+", "", line) for line in output.text.splitlines()]
     assert direct == detoured
     assert "svc_infra.access" in direct
@@ -286,7 +278,7 @@ def test_an_access_line_is_the_same_with_and_without_the_detour_of_a_record(fmt:
 
 def test_others_who_listen_get_access_lines_as_records(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        log_request("GET /users/42 200", REQUEST)
+        log_request(REQUEST)
     assert caplog.messages == ["GET /users/42 200"]
 
 
@@ -299,4 +291,4 @@ def test_a_handler_that_cannot_write_fails_nobody(
     assert "Logging error" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", None)
     handler.emit(record)
-    handler.write_request("GET / 200", REQUEST)
+    handler.write_request(REQUEST)

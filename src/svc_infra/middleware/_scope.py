@@ -10,15 +10,13 @@ from starlette.routing import Mount, Route
 from starlette.types import Scope
 
 from svc_infra.obs.http_metrics import UNMATCHED
-from svc_infra.obs.logging import log_request
-from svc_infra.obs.redact import redacted
+from svc_infra.obs.logging import Answered, log_request
 from svc_infra.obs.tracing import TraceParent, parse_traceparent
 
 EDGE = "svc_infra.edge"
 """The key that the edge sets in a scope; whoever finds it need not do the edge's work again."""
 ANSWER_HEADERS = "svc_infra.answer_headers"
 """The key of the headers that middleware wants on the edge's own answer to an error that escaped from the app."""
-MAX_PATH_CHARS = 2048
 MAX_LENGTH_DIGITS = 18  # a body of more bytes is too large by any limit, and so are its first digits
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -107,24 +105,10 @@ def _mount_template(mounted: str, params: dict[str, Any], template: str) -> str:
 
 
 def log_answered(
-    scope: Scope,
-    route: str,
-    status: int,
-    sent_bytes: int,
-    seconds: float,
-    first_byte_seconds: float | None = None,
+    scope: Scope, route: str, status: int, sent_bytes: int, seconds: float, first_byte_seconds: float | None = None
 ) -> None:
     """Write the access line of an answered request."""
-    method, path = scope.get("method", "WEBSOCKET"), redacted(scope["path"][:MAX_PATH_CHARS])
-    fields = {
-        "method": method,
-        "route": route,
-        "path": path,
-        "status": status,
-        "bytes": sent_bytes,
-        "duration_ms": round(seconds * 1000, 3),
-        "client_ip": client_ip(scope),
-    }
-    if first_byte_seconds is not None:
-        fields["first_byte_ms"] = round(first_byte_seconds * 1000, 3)
-    log_request(f"{method} {path} {status}", fields)
+    method = scope.get("method", "WEBSOCKET")
+    log_request(
+        Answered(method, scope["path"], route, status, sent_bytes, seconds, first_byte_seconds, client_ip(scope))
+    )

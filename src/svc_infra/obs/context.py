@@ -25,9 +25,21 @@ class Context:
     deadline: float = inf
     """When the answer must have begun, in the seconds of `time.monotonic`; infinite where it may take any time."""
 
+    def facts(self) -> tuple[str, ...]:
+        """Every fact, in the order of the fields."""
+        return (
+            self.request_id,
+            self.trace_id,
+            self.span_id,
+            self.tenant_id,
+            self.principal_id,
+            self.actor_id,
+            self.job_id,
+        )
+
     def known(self) -> dict[str, str]:
         """The facts that are known, for a log line."""
-        return {name: value for name in _FIELDS if (value := getattr(self, name))}
+        return {name: fact for name, fact in zip(_FIELDS, self.facts(), strict=True) if fact}
 
     def carried(self) -> dict[str, str]:
         """The facts that travel into a job or an event."""

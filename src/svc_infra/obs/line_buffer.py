@@ -1,4 +1,4 @@
-"""Lines that are written in batches by a thread, so that no request waits for a terminal, a pipe or a disk."""
+"""Lines that a thread makes and writes, so that no request waits for a terminal, a pipe or a disk."""
 
 from __future__ import annotations
 
@@ -8,100 +8,98 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import TextIO
+from typing import Generic, TextIO, TypeVar
 from weakref import ref
 
-MAX_BYTES = 4 * 1024 * 1024
-"""Most bytes that wait to be written; lines that come when they are reached are dropped and counted."""
-FLUSH_BYTES = 256 * 1024
-"""So many bytes are written at once, without waiting for more."""
+T = TypeVar("T")
+
+MAX_LINES = 8192
+"""Most lines that wait to be written; those that come when so many wait are dropped and counted."""
+FLUSH_LINES = 2048
+"""When so many wait, they are written without waiting for more."""
 FLUSH_SECONDS = 0.2
 """Longest wait of a line, and the most that is lost when the process is killed."""
+CHUNK_LINES = 128
+"""So many are made and written at once; between two chunks the event loop can run."""
 
 
-class LineBuffer:
-    """Collects lines and writes them on standard error.
+class LineBuffer(Generic[T]):
+    """Collects what is to be written as lines on standard error.
+
+    Making many lines one after the other costs less than making each on its request's way, so they wait unmade.
 
     Args:
-        tell_dropped: Makes the line that tells how many lines were dropped since the last such line.
-        max_bytes: Most bytes that wait.
-        flush_bytes: Written at once when as many wait.
+        make: Makes a line, which ends in a newline, and never fails.
+        make_dropped: Makes the line that tells how many lines were dropped since the last such line.
+        max_lines: Most lines that wait.
+        flush_lines: Written without waiting for more when so many wait.
         flush_seconds: Longest wait of a line.
     """
 
     def __init__(
         self,
-        tell_dropped: Callable[[int], bytes],
+        make: Callable[[T], bytes],
+        make_dropped: Callable[[int], bytes],
         *,
-        max_bytes: int = MAX_BYTES,
-        flush_bytes: int = FLUSH_BYTES,
+        max_lines: int = MAX_LINES,
+        flush_lines: int = FLUSH_LINES,
         flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
         self.dropped = 0
-        self._tell_dropped = tell_dropped
-        self._max_bytes = max_bytes
-        self._flush_bytes = flush_bytes
-        self._flush_seconds = flush_seconds
         self.pid = os.getpid()
+        self._make = make
+        self._make_dropped = make_dropped
+        self._max_lines = max_lines
+        self._flush_lines = flush_lines
+        self._flush_seconds = flush_seconds
         self._thread: Thread | None = None
-        self._lines: list[bytes] = []
-        self._size = 0
+        self._waiting: list[T] = []
         self._stream: TextIO | None = sys.stderr
         self._told = 0
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
         os.register_at_fork(after_in_child=partial(_start_over, ref(self)))
 
-    def put(self, line: bytes) -> None:
-        """Take a line, which ends in a newline, or drop and count it."""
-        if self._thread is None:
-            self._start()
+    def put(self, line: T) -> None:
+        """Take what is to become a line, or drop and count it."""
         with self._lock:
-            size = self._size
-            total = size + len(line)
-            if total > self._max_bytes:
+            count = len(self._waiting)
+            if count >= self._max_lines:
                 self.dropped += 1
                 return
-            self._lines.append(line)
-            self._size = total
-            if size == 0:
-                self._stream = sys.stderr
-        if size == 0:
-            self._begun.set()
-        if size < self._flush_bytes <= total:
+            self._waiting.append(line)
+        if count == 0:
+            self._begin()
+        elif count + 1 == self._flush_lines:
             self._full.set()
 
     def flush(self) -> None:
         """Write what waits."""
         with self._writing:
             with self._lock:
-                lines, self._lines, self._size = self._lines, [], 0
+                waiting, self._waiting = self._waiting, []
                 stream, dropped = self._stream, self.dropped
+            for first in range(0, len(waiting), CHUNK_LINES):
+                chunk = waiting[first : first + CHUNK_LINES]
+                self._write(stream, b"".join(map(self._make, chunk)), lines=len(chunk))
             if dropped != self._told:
-                lines.append(self._tell_dropped(dropped - self._told))
+                self._write(stream, self._make_dropped(dropped - self._told), lines=0)
                 self._told = dropped
-            if not lines:
-                return
-            try:
-                _write(stream, b"".join(lines))
-            except (
-                OSError,
-                ValueError,
-            ):  # standard error is full or closed: only the counter can say so
-                with self._lock:
-                    self.dropped += len(lines)
 
     def start_over(self) -> None:
         """Begin anew in the child of a fork: what waits is the parent's to write, and its thread is not here."""
         self.pid = os.getpid()
         self._thread = None
-        self._lines, self._size, self._told = [], 0, self.dropped
+        self._waiting, self._told = [], self.dropped
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
 
-    def _start(self) -> None:
-        self._thread = Thread(target=self._run, name="access-log", daemon=True)
-        self._thread.start()
+    def _begin(self) -> None:
+        self._stream = sys.stderr
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="access-log", daemon=True)
+            self._thread.start()
+        self._begun.set()
 
     def _run(self) -> None:
         begun, full = self._begun, self._full
@@ -111,8 +109,15 @@ class LineBuffer:
             full.clear()
             self.flush()
 
+    def _write(self, stream: TextIO | None, content: bytes, *, lines: int) -> None:
+        try:
+            _write(stream, content)
+        except (OSError, ValueError):  # standard error is full or closed: only the counter can say so
+            with self._lock:
+                self.dropped += lines
 
-def _start_over(buffer: ref[LineBuffer]) -> None:
+
+def _start_over(buffer: ref[LineBuffer[T]]) -> None:
     alive = buffer()
     if alive is not None:
         alive.start_over()

@@ -11,7 +11,8 @@ import sys
 import traceback
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from time import time
+from typing import Any, NamedTuple
 
 import orjson
 from structlog import BoundLoggerBase
@@ -19,11 +20,12 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
-from svc_infra.obs.context import current
+from svc_infra.obs.context import Context, current
 from svc_infra.obs.line_buffer import LineBuffer
-from svc_infra.obs.redact import cleaned, printable, shown, to_json
+from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
 
 MAX_STACK_FRAMES = 50
+MAX_PATH_CHARS = 2048
 
 _FIELDS = "svc_infra_fields"
 _STANDARD = frozenset([*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", _FIELDS])
@@ -34,6 +36,40 @@ _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "sqlalchemy", "sqla
 
 _root = logging.getLogger()
 _requests = logging.getLogger("svc_infra.access")
+
+
+class Answered(NamedTuple):
+    """A request and its answer, as its access line tells of them."""
+
+    method: str
+    path: str
+    route: str
+    status: int
+    sent_bytes: int
+    seconds: float
+    first_byte_seconds: float | None
+    client_ip: str
+
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """The line's message and fields; nothing in them is long, and no credential in the path gets out."""
+        path = redacted(self.path[:MAX_PATH_CHARS])
+        fields = {
+            "method": self.method,
+            "route": self.route,
+            "path": path,
+            "status": self.status,
+            "bytes": self.sent_bytes,
+            "duration_ms": round(self.seconds * 1000, 3),
+            "client_ip": self.client_ip,
+        }
+        if self.first_byte_seconds is not None:
+            fields["first_byte_ms"] = round(self.first_byte_seconds * 1000, 3)
+        return f"{self.method} {path} {self.status}", fields
+
+
+Entry = tuple[Any, ...]
+"""An access line that is still to be made: the time, the facts of its context, the request. A plain tuple of strings
+and numbers, because thousands of them wait at a time, and the garbage collector need not look at such."""
 
 
 class EventLogger(BoundLoggerBase):
@@ -96,7 +132,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.as_json = as_json
         self.drop_paths = frozenset(drop_paths)
-        self._buffer = LineBuffer(self._told_dropped)
+        self._buffer = LineBuffer(self._made, self._made_dropped)
         self._console = ConsoleRenderer(
             colors=sys.stderr.isatty(),
             event_key="message",
@@ -131,19 +167,19 @@ class LineHandler(logging.Handler):
         except Exception:  # noqa: BLE001 - the standard library's rule: a log line never fails its caller; it reports here
             self.handleError(record)
 
-    def write_request(self, message: str, fields: Mapping[str, Any]) -> None:
-        """Write an access line of values that are known to be short, printable and no secrets."""
-        if fields["path"] in self.drop_paths:
+    def write_request(self, answered: Answered) -> None:
+        """Write an access line."""
+        if answered.path in self.drop_paths:
             return
-        line = {**self._begun("INFO", message), **current().known(), **fields}
+        entry: Entry = (time(), *current().facts(), *answered)
         if self.as_json:
-            self._buffer.put(_as_json(line))
+            self._buffer.put(entry)
             return
         self.acquire()
         try:
-            self._put(line)
+            sys.stderr.write(self._as_text(self._request_line(entry)))
         except Exception:  # noqa: BLE001 - as in `emit`: no request fails because its line cannot be written
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": message}))
+            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": answered.path}))
         finally:
             self.release()
 
@@ -161,17 +197,29 @@ class LineHandler(logging.Handler):
         self.flush()
         super().close()
 
-    def _begun(self, level: str, message: str) -> dict[str, Any]:
+    def _request_line(self, entry: Entry) -> dict[str, Any]:
+        message, fields = Answered._make(entry[-len(Answered._fields) :]).described()
+        context = Context(*entry[1 : -len(Answered._fields)])
+        return {**self._begun(entry[0], "INFO", message), **context.known(), **fields}
+
+    def _made(self, entry: Entry) -> bytes:
+        try:
+            return _as_json(self._request_line(entry))
+        except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread that makes them all
+            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": "an access line"}))
+            return b""
+
+    def _made_dropped(self, count: int) -> bytes:
+        return _as_json({**self._begun(time(), "WARNING", "access_log.dropped"), "dropped": count})
+
+    def _begun(self, seconds: float, level: str, message: str) -> dict[str, Any]:
         return {
-            "time": datetime.now(UTC),
+            "time": datetime.fromtimestamp(seconds, UTC),
             "level": level,
             "logger": _requests.name,
             "pid": self._buffer.pid,
             "message": message,
         }
-
-    def _told_dropped(self, count: int) -> bytes:
-        return _as_json({**self._begun("WARNING", "access_log.dropped"), "dropped": count})
 
     def _put(self, line: dict[str, Any]) -> None:
         sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
@@ -188,7 +236,7 @@ class LineHandler(logging.Handler):
         return f"{self._console(None, '', text)}\n"
 
 
-def log_request(message: str, fields: Mapping[str, Any]) -> None:
+def log_request(answered: Answered) -> None:
     """Write the access line of one request.
 
     Where our handler is the only one, the line is written without the detour of a log record, which would cost more
@@ -198,8 +246,9 @@ def log_request(message: str, fields: Mapping[str, Any]) -> None:
         return
     handlers = _root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
-        handlers[0].write_request(message, fields)
+        handlers[0].write_request(answered)
     else:
+        message, fields = answered.described()
         _requests.info("%s", message, extra={_FIELDS: fields})
 
 
