@@ -293,13 +293,29 @@ async def test_the_handler_knows_how_much_time_is_left_and_may_take_more() -> No
     assert seen[1] > 1000
 
 
+async def test_one_that_takes_more_time_takes_none_from_the_others() -> None:
+    extended = asyncio.Event()
+
+    async def endpoint(request: Request) -> Response:
+        if request.url.path == "/long":
+            allow_seconds(NEVER)
+            await asyncio.sleep(0.05)  # the time that it had is over, and it goes on
+            extended.set()
+        return await hang(request)
+
+    app = only(endpoint, edge={"handler_timeout_seconds": 0.02})
+    long = asyncio.create_task(call(app, path="/long"))
+    await extended.wait()
+    assert (await call(app)).status == 504
+    long.cancel()
+
+
 async def test_without_a_limit_a_handler_may_take_any_time() -> None:
     async def endpoint(request: Request) -> Response:
         return PlainTextResponse(str(seconds_left()))
 
     app = only(endpoint, edge={"handler_timeout_seconds": 0})
     assert (await call(app)).body == b"inf"
-    assert edge_of(app)._rules.admission._timer is None
     assert seconds_left() == float("inf")
 
 

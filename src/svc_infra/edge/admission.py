@@ -45,7 +45,7 @@ class Admission:
         self._running: set[Handling] = set()
         self._queue: dict[Handling, asyncio.Future[None]] = {}  # longest waiting first
         self._timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop
 
     def enter(self, handling: Handling, now: float, *, always: bool) -> bool:
         """Let a handler run if there is a place.
@@ -61,9 +61,9 @@ class Admission:
         if len(self._running) >= self._max_concurrency and not always:
             return False
         self._running.add(handling)
-        handling.context.deadline = deadline = now + self._seconds
-        if deadline != inf and (self._timer is None or self._loop is not asyncio.get_running_loop()):
-            self._watch(deadline - now)
+        handling.context.deadline = now + self._seconds
+        if self._timer is None or not self._loop.is_running():  # each run of an app may have a loop of its own
+            self._watch(self._seconds)
         return True
 
     async def wait(self, handling: Handling) -> None:
@@ -103,8 +103,9 @@ class Admission:
             handling.context.deadline = max(handling.context.deadline, monotonic() + self._seconds)
 
     def _watch(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()  # each run of an app may have a loop of its own
-        self._timer = self._loop.call_later(max(0.0, seconds), self._expire)
+        if seconds != inf:
+            self._loop = asyncio.get_running_loop()  # asks the kernel for the process id, so not for every request
+            self._timer = self._loop.call_later(max(0.0, seconds), self._expire)
 
     def _expire(self) -> None:
         self._timer = None
@@ -115,9 +116,9 @@ class Admission:
             else:
                 handling.context.deadline = inf  # cancelled once; it keeps its place until it has really ended
                 handling.expire()
-        next_deadline = min((handling.context.deadline for handling in self._running), default=inf)
-        if next_deadline != inf:
-            self._watch(next_deadline - now)
+        if self._running:  # one that comes meanwhile may have less time than all of these
+            next_deadline = min(handling.context.deadline for handling in self._running)
+            self._watch(min(next_deadline - now, self._seconds))
 
 
 def _shed(reason: str) -> UnavailableError:
