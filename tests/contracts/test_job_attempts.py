@@ -42,7 +42,7 @@ async def test_a_heartbeat_renews_the_lease(queue: AnyQueue, clock: FakeClock) -
     job = await claim_one(queue, lease_seconds=15)
     for _ in range(5):
         clock.advance(14)
-        assert await queue.heartbeat([job], lease_seconds=15) == {job.id}
+        assert (await queue.heartbeat([job], lease_seconds=15)).held == {job.id}
         assert await claim(queue) == []
     await queue.ack(job)
 
@@ -56,16 +56,16 @@ async def test_a_heartbeat_tells_which_jobs_are_still_held(queue: AnyQueue, cloc
     clock.advance(10)
     again = await claim(queue, limit=1)
     assert [job.id for job in again] == [lost.id]
-    assert await queue.heartbeat([done, lost, held]) == {held.id}
-    assert await queue.heartbeat(again) == {lost.id}
-    assert await queue.heartbeat([]) == set()
+    assert (await queue.heartbeat([done, lost, held])).held == {held.id}
+    assert (await queue.heartbeat(again)).held == {lost.id}
+    assert (await queue.heartbeat([])).held == set()
 
 
 async def test_a_lease_that_ended_unnoticed_can_still_be_renewed(queue: AnyQueue, clock: FakeClock) -> None:
     await queue.enqueue("a")
     job = await claim_one(queue, lease_seconds=15)
     clock.advance(60)
-    assert await queue.heartbeat([job]) == {job.id}
+    assert (await queue.heartbeat([job])).held == {job.id}
     assert await claim(queue) == []
 
 
@@ -136,7 +136,7 @@ async def test_an_attempt_that_has_ended_cannot(step: str, queue: AnyQueue) -> N
     with pytest.raises(StaleAttemptError):
         await STEPS[step](queue, job)
     assert (await kept(queue, job.id)).result == "first"
-    assert await queue.heartbeat([job]) == set()
+    assert (await queue.heartbeat([job])).held == set()
 
 
 async def test_a_job_that_nobody_claimed_cannot_be_finished(queue: AnyQueue) -> None:
@@ -144,7 +144,7 @@ async def test_a_job_that_nobody_claimed_cannot_be_finished(queue: AnyQueue) -> 
     for step in STEPS.values():
         with pytest.raises(StaleAttemptError):
             await step(queue, job)
-    assert await queue.heartbeat([job]) == set()
+    assert (await queue.heartbeat([job])).held == set()
     assert (await claim_one(queue)).id == job.id
 
 

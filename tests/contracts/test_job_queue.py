@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from svc_infra.errors import ValidationError
-from svc_infra.jobs._memory import InMemoryJobQueue
+from svc_infra.jobs.backends.memory import InMemoryJobQueue
 from svc_infra.jobs.job import JobState
 from svc_infra.obs.context import Context, enter, leave
 from svc_infra.testing import FakeClock

@@ -24,7 +24,12 @@ from svc_infra.db.sql import migrate
 from svc_infra.db.sql.migrate import LIBRARY, Migrations, current, pending, upgrade
 from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
-MODELS = ["svc_infra.db.models", "svc_infra.security.models", "svc_infra.jobs.models", "svc_infra.webhooks.models"]
+MODELS = [
+    "svc_infra.db.models",
+    "svc_infra.security.models",
+    "svc_infra.jobs.backends.models",
+    "svc_infra.webhooks.models",
+]
 CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency"]
 
 

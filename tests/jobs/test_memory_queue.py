@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs._memory import InMemoryJobQueue
+from svc_infra.jobs.backends.memory import InMemoryJobQueue
 from svc_infra.jobs.job import JobState
 
 

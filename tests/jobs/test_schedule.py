@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
 from svc_infra.jobs import InMemoryJobQueue, Schedule, Scheduler, cron, every, task
-from svc_infra.jobs.schedule import CATCH_UP_SECONDS, Cron
+from svc_infra.jobs.schedules.scheduler import CATCH_UP_SECONDS
+from svc_infra.jobs.schedules.times import Cron
 from svc_infra.testing import FakeClock
 from tests.jobs.working import START, until
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, CursorResult, event, text
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
-from svc_infra.jobs._sql import SqlJobQueue
+from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobState
 from svc_infra.testing import FakeClock
 
@@ -163,9 +163,9 @@ async def test_a_transaction_that_finishes_a_job_delays_no_other_lease(postgres_
     first, second = await queue.reserve(worker_id="w", limit=2, lease_seconds=0.001)
     async with postgres_db.session() as session:
         await queue.ack(first, session=session)
-        assert await asyncio.wait_for(queue.heartbeat([first, second]), 5) == {first.id, second.id}
+        assert (await asyncio.wait_for(queue.heartbeat([first, second]), 5)).held == {first.id, second.id}
         assert await asyncio.wait_for(queue.reserve(worker_id="other", limit=2), 5) == []
-    assert await queue.heartbeat([first, second]) == {second.id}
+    assert (await queue.heartbeat([first, second])).held == {second.id}
 
 
 async def test_a_long_transaction_on_sqlite_costs_no_worker_of_this_process_its_lease(
@@ -183,7 +183,7 @@ async def test_a_long_transaction_on_sqlite_costs_no_worker_of_this_process_its_
         await asyncio.sleep(0)
         clock.advance(20)
     assert await claiming == []
-    assert await beating == {job.id}
+    assert (await beating).held == {job.id}
 
 
 async def test_a_unique_key_in_an_open_transaction_holds_back_whoever_wants_it_too(postgres_db: AsyncDatabase) -> None:

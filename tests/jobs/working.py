@@ -10,6 +10,7 @@ from typing import Any
 
 from svc_infra.errors import UnavailableError
 from svc_infra.jobs import InMemoryJobQueue, Job, JobQueue, JobState, JobStore, Task, Worker
+from svc_infra.jobs.queue import Beat
 from svc_infra.obs.metrics import Metrics
 from svc_infra.wiring import Wiring
 
@@ -33,7 +34,7 @@ class UnreliableQueue(InMemoryJobQueue):
         self._answer("reserve")
         return await super().reserve(**terms)
 
-    async def heartbeat(self, jobs: Sequence[Job], *, lease_seconds: float = 15.0) -> set[str]:
+    async def heartbeat(self, jobs: Sequence[Job], *, lease_seconds: float = 15.0) -> Beat:
         self._answer("heartbeat")
         return await super().heartbeat(jobs, lease_seconds=lease_seconds)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.errors import ConfigurationError
-from svc_infra.jobs._memory import InMemoryJobQueue
-from svc_infra.jobs._redis import RedisJobQueue
-from svc_infra.jobs._sql import SqlJobQueue
+from svc_infra.jobs.backends.memory import InMemoryJobQueue
+from svc_infra.jobs.backends.redis import RedisJobQueue
+from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.queue import JobQueue
-from svc_infra.jobs.schedule import Scheduler
+from svc_infra.jobs.schedules import Scheduler
 from svc_infra.types import Clock
 
 

@@ -95,6 +95,22 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """A job to be stored with others in one call; the fields are the arguments of `JobQueue.enqueue`."""
+
+    name: str
+    payload: Mapping[str, Any] | None = None
+    queue: str = "default"
+    delay_seconds: float = 0.0
+    priority: int = 0
+    max_attempts: int | None = None
+    backoff_seconds: float | None = None
+    timeout_seconds: float | None = None
+    unique_key: str | None = None
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job as a caller asked for it: checked, complete, and serialised."""
 

@@ -99,10 +99,10 @@ class Heartbeat:
     async def beat(self) -> None:
         """Renew every lease once, and stop the attempts that have lost theirs."""
         if held := self.held():
-            kept = await self.queue.heartbeat([one.job for one in held], lease_seconds=self.lease_seconds)
+            beat = await self.queue.heartbeat([one.job for one in held], lease_seconds=self.lease_seconds)
             self.outage.over()
             for one in held:
-                if one.job.id not in kept:
+                if one.job.id not in beat.held:
                     one.stop(Stop.LOST)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from svc_infra.db import Outbox, OutboxMessage
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
+from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
@@ -24,7 +25,7 @@ from svc_infra.jobs.job import (
     read_object,
     read_result,
 )
-from svc_infra.jobs.queue import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue, QueueStats
+from svc_infra.jobs.queue import Beat, QueueStats
 from svc_infra.redis import connect, translating
 from svc_infra.types import Clock, SystemClock
 
@@ -192,9 +193,10 @@ class RedisJobQueue(CheckedQueue):
             _log.error("jobs.lost", extra={"job_id": job_id.decode(), "reason": "its hash is gone from Redis"})
         return [_job(job_id.decode(), _pairs(fields)) for job_id, fields in claimed]
 
-    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> set[str]:
+    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
         attempts = (part for job in jobs for part in (job.id, job.token or ""))
-        return {job_id.decode() for job_id in await self._run("heartbeat", _micros(lease_seconds), *attempts)}
+        held = await self._run("heartbeat", _micros(lease_seconds), *attempts)
+        return Beat(frozenset(job_id.decode() for job_id in held))
 
     async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
         if session is not None:
@@ -215,7 +217,7 @@ class RedisJobQueue(CheckedQueue):
     async def _run(self, name: str, *arguments: str | int) -> Any:
         """Run one script: by its hash, and again with its text when the server does not know it."""
         if name not in self._scripts:
-            folder = files("svc_infra.jobs") / "_lua"
+            folder = files("svc_infra.jobs.backends") / "lua"
             text = "\n".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
             self._scripts[name] = self._client.register_script(text)
         now = "" if self._clock is None else (self._clock.now() - _EPOCH) // timedelta(microseconds=1)

@@ -11,6 +11,10 @@ import sqlalchemy as sa
 
 from svc_infra.db import AsyncDatabase, after_commit
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
+from svc_infra.jobs.backends.checked import CheckedQueue
+from svc_infra.jobs.backends.models import SCHEDULED, svc_jobs
+from svc_infra.jobs.backends.statements import JobStatements, in_state, waiting
+from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
@@ -20,8 +24,7 @@ from svc_infra.jobs.job import (
     read_object,
     read_result,
 )
-from svc_infra.jobs.models import SCHEDULED, JobStatements, in_state, svc_jobs, waiting
-from svc_infra.jobs.queue import CheckedQueue, QueueStats, Wakeup
+from svc_infra.jobs.queue import Beat, QueueStats
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -151,7 +154,7 @@ class SqlJobQueue(CheckedQueue):
         jobs = [_job(row) for row in rows if row.token is not None]
         return sorted(jobs, key=lambda job: (-job.priority, job.available_at, job.id))
 
-    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> set[str]:
+    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
         beat: dict[str, Any] = {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
         beat["end"] = timedelta(seconds=lease_seconds)
         self._beats.append(beat)
@@ -159,7 +162,7 @@ class SqlJobQueue(CheckedQueue):
             rows = await self._run(self._sql.renew, **beat)
         finally:
             self._beats.remove(beat)
-        return {row.id for row in rows}
+        return Beat(frozenset(row.id for row in rows))
 
     async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
         return bool(await self._run(self._sql.succeed, session, **_attempt(job), outcome=result))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from svc_infra.db import after_commit
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
+from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue
+from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
@@ -22,7 +24,7 @@ from svc_infra.jobs.job import (
     read_object,
     read_result,
 )
-from svc_infra.jobs.queue import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue, QueueStats, Wakeup
+from svc_infra.jobs.queue import Beat, QueueStats
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -159,12 +161,12 @@ class InMemoryJobQueue(CheckedQueue):
             claimed.append(entry.seen())
         return claimed
 
-    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> set[str]:
+    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
         end = self._clock.now() + timedelta(seconds=lease_seconds)
         held = [entry for job in jobs if (entry := self._held(job)) is not None]
         for entry in held:
             entry.job = replace(entry.job, lease_expires_at=end)
-        return {entry.job.id for entry in held}
+        return Beat(frozenset(entry.job.id for entry in held))
 
     async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
         if session is not None:
