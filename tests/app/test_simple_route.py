@@ -217,6 +217,16 @@ async def test_whatever_guards_a_route_is_always_asked(made: Callable[[], FastAP
     assert (await call(app, path="/items/1")).status == 403
 
 
+def test_a_route_class_around_it_keeps_the_short_way() -> None:
+    async def endpoint(item_id: int) -> int:
+        return item_id
+
+    class Around(APIRoute): ...
+
+    kind = type("Both", (Around, SimpleRoute), {})
+    assert kind("/{item_id}", endpoint).get_route_handler().__module__ == simple_route.__name__
+
+
 async def test_a_mounted_app_answers_as_itself() -> None:
     outer = FastAPI()
     outer.mount("/in", SHORT)

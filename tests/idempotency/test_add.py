@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from svc_infra.config import Settings
@@ -72,6 +73,16 @@ async def test_a_route_class_of_the_apps_own_is_kept(sqlite_db: AsyncDatabase) -
     app.router.route_class = Mine
     add_idempotency(app)
     assert app.router.route_class is Mine
+
+
+async def test_a_route_class_that_knows_no_keys_is_kept_beneath() -> None:
+    class Mine(APIRoute): ...
+
+    app = FastAPI()
+    app.router.route_class = Mine
+    add_idempotency(app)
+    assert issubclass(app.router.route_class, Mine)
+    assert issubclass(app.router.route_class, IdempotentRoute)
 
 
 async def test_a_server_that_is_gone_makes_the_app_not_ready() -> None:

@@ -111,7 +111,6 @@ def _is_simple(route: APIRoute) -> bool:
     declared = {name for name in route.dependant.__slots__ if getattr(route.dependant, name)}
     return (
         declared <= _ALONE
-        and type(route).get_route_handler is SimpleRoute.get_route_handler
         and inspect.iscoroutinefunction(route.endpoint)
         and route.dependant.call is route.endpoint
         and route.stream_item_field is None

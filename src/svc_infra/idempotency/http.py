@@ -138,8 +138,9 @@ class IdempotentRoute(APIRoute):
 
 def use_route(app: FastAPI) -> None:
     """Make the routes that the app itself declares from now on guardable."""
-    if app.router.route_class is APIRoute:
-        app.router.route_class = IdempotentRoute
+    route_class = app.router.route_class
+    if not issubclass(route_class, IdempotentRoute):
+        app.router.route_class = type(IdempotentRoute.__name__, (IdempotentRoute, route_class), {})
 
 
 def check_routes(app: FastAPI) -> None:
