@@ -53,7 +53,7 @@ def test_starlettes_errors_become_ours_by_their_status(kind: type[SvcInfraError]
     ("status", "code", "title"),
     [
         (418, "i_m_a_teapot", "I'm a Teapot"),
-        (415, "unsupported_media_type", "Unsupported Media Type"),
+        (410, "gone", "Gone"),
         (507, "insufficient_storage", "Insufficient Storage"),
         (499, "status_499", "Status 499"),
     ],

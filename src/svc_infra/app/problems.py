@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from svc_infra.app.validation import MAX_ERRORS, described
 from svc_infra.config import Environment
-from svc_infra.errors import BadRequestError, SvcInfraError, ValidationError
+from svc_infra.errors import BadRequestError, SvcInfraError, UnsupportedMediaTypeError, ValidationError
 from svc_infra.middleware.problem import as_problem, render
 from svc_infra.wiring import wiring_of
 
@@ -78,7 +78,7 @@ def _unacceptable(error: RequestValidationError) -> SvcInfraError:
         case {"type": "json_invalid", "loc": ("body", int(position))} if isinstance(error.body, str):
             return BadRequestError(f"The body is not valid JSON: it breaks at character {position + 1}.")
     if isinstance(error.body, bytes) and any(_wants_json(wrong) for wrong in errors):
-        return as_problem(HTTPException(415, "Send the body as JSON, with the header Content-Type: application/json."))
+        return UnsupportedMediaTypeError()
     document = error.body if isinstance(error.body, dict | list) else None
     listed = f", of which the first {MAX_ERRORS} are listed" if len(errors) > MAX_ERRORS else ""
     values = "1 value of the request is" if len(errors) == 1 else f"{len(errors)} values of the request are"

@@ -6,7 +6,7 @@ import hmac
 import re
 from collections.abc import Iterable, Sequence
 
-from svc_infra.errors import BadRequestError
+from svc_infra.errors import IdempotencyKeyMalformedError
 
 KEY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
@@ -25,12 +25,12 @@ def parse_key(values: Sequence[str]) -> str | None:
         values: The header's values, one for each time that it was sent.
 
     Raises:
-        BadRequestError: It is empty, too long, of another form, or was sent more than once.
+        IdempotencyKeyMalformedError: It is empty, too long, of another form, or was sent more than once.
     """
     if not values:
         return None
     if len(values) > 1:
-        raise BadRequestError(f"Send {KEY_HEADER} once.")
+        raise IdempotencyKeyMalformedError(f"Send {KEY_HEADER} once.")
     value = values[0].strip(" \t")
     if len(value) <= 2 * MAX_KEY_CHARACTERS + 2:
         if quoted := _STRING.fullmatch(value):
@@ -39,7 +39,7 @@ def parse_key(values: Sequence[str]) -> str | None:
             key = value if _BARE.fullmatch(value) else ""
         if 0 < len(key) <= MAX_KEY_CHARACTERS:
             return key
-    raise BadRequestError(
+    raise IdempotencyKeyMalformedError(
         f'{KEY_HEADER} must be a quoted string of 1 to {MAX_KEY_CHARACTERS} ASCII characters, such as "8e03978e-40d5".'
     )
 
