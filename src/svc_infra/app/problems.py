@@ -58,7 +58,7 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     if connection.scope["type"] == "websocket":
         raise problem from None  # the edge knows how far the handshake is
     expose = wiring_of(connection.app).settings.environment is not Environment.PROD
-    status, headers, body = render(problem, instance=connection.scope["path"], expose=expose, cause=error)
+    status, headers, body = render(problem, scope=connection.scope, expose=expose, cause=error)
     response = Response(body, status_code=status)
     response.raw_headers += headers
     return response

@@ -15,7 +15,8 @@ from svc_infra.obs.redact import redacted
 from svc_infra.obs.tracing import TraceParent, parse_traceparent
 
 EDGE = "svc_infra.edge"
-"""The key that the edge sets in a scope; whoever finds it need not do the edge's work again."""
+"""The key under which the edge leaves its `root_path`, before any mount has added to it, in a scope; whoever finds it
+need not do the edge's work again."""
 ANSWER_HEADERS = "svc_infra.answer_headers"
 """The key of the headers that middleware wants on the edge's own answer to an error that escaped from the app."""
 MAX_PATH_CHARS = 2048
