@@ -23,7 +23,7 @@ from svc_infra.errors import (
 )
 from svc_infra.idempotency.answer import REPLAY_HEADER, Answer
 from svc_infra.idempotency.exchange import Exchange
-from svc_infra.idempotency.key import KEY_HEADER, MAX_KEY_CHARACTERS, CallersKey, parse_key
+from svc_infra.idempotency.key import KEY_HEADER, KEY_PATTERN, CallersKey, parse_key
 from svc_infra.idempotency.store import IdempotencyStore
 from svc_infra.middleware._scope import route_template
 from svc_infra.obs import logger, metrics
@@ -285,7 +285,7 @@ def _with_parameter(extra: dict[str, Any] | None, *, required: bool) -> dict[str
         "required": required,
         "description": "A value of the client's own, new for each request and the same when a request is sent again: "
         "then it has no second effect, and the first answer is given again.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
+        "schema": {"type": "string", "pattern": KEY_PATTERN},
     }
     return {**(extra or {}), "parameters": [*(extra or {}).get("parameters", ()), parameter]}
 

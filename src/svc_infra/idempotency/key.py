@@ -11,8 +11,13 @@ from svc_infra.errors import IdempotencyKeyMalformedError
 KEY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
 
-_STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')  # RFC 9651, section 3.3.3
-_BARE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")  # visible ASCII without " , ; and the backslash
+_QUOTABLE = r'(?:[ !#-\[\]-~]|\\["\\])'  # what a String holds: RFC 9651, section 3.3.3
+_BARE = r"[!#-+\--:<-\[\]-~]"  # visible ASCII without " , ; and the backslash
+KEY_PATTERN = f'^({_BARE}{{1,{MAX_KEY_CHARACTERS}}}|"{_QUOTABLE}{{1,{MAX_KEY_CHARACTERS}}}")$'
+"""The values that `parse_key` reads, for the documentation of an API."""
+
+_STRING = re.compile(f'"({_QUOTABLE}*)"')
+_TOKEN = re.compile(f"{_BARE}+")
 
 
 def parse_key(values: Sequence[str]) -> str | None:
@@ -36,7 +41,7 @@ def parse_key(values: Sequence[str]) -> str | None:
         if quoted := _STRING.fullmatch(value):
             key = re.sub(r"\\(.)", r"\1", quoted[1])
         else:
-            key = value if _BARE.fullmatch(value) else ""
+            key = value if _TOKEN.fullmatch(value) else ""
         if 0 < len(key) <= MAX_KEY_CHARACTERS:
             return key
     raise IdempotencyKeyMalformedError(
