@@ -224,7 +224,8 @@ def _blank(path: str) -> str:
 
 def _declared(app: FastAPI) -> Iterator[tuple[Address, set[int]]]:
     """The statuses that what an app or a route declares may answer with."""
-    limited = {429} if any(one.cls is RateLimitMiddleware for one in app.user_middleware) else set()
+    middleware: list[object] = [one.cls for one in app.user_middleware]
+    limited = {429} if RateLimitMiddleware in middleware else set()
     for route in iter_route_contexts(app.routes):
         if isinstance(route.original_route, APIRoute):
             is_conditional = _depends_on(route.dependant, Conditional)

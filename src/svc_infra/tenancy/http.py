@@ -37,7 +37,8 @@ async def resolve_tenant_id(
         state=getattr(connection.state, "tenant_id", None),
     )
     asked = wiring_of(connection.app).get(Tenancy), principal, question.header, question.state
-    answered, tenant_id = connection.scope.get(_RESOLVED, ((), None))
+    before: tuple[object, str | None] = connection.scope.get(_RESOLVED, ((), None))
+    answered, tenant_id = before
     if asked != answered:
         tenant_id = await asked[0].resolve(question)
         connection.scope[_RESOLVED] = asked, tenant_id
