@@ -25,7 +25,7 @@ router = APIRouter(tags=["tracker"])
 
 Title = Annotated[str, Field(min_length=1, max_length=300)]
 Limit = Annotated[int, Query(ge=1, le=100)]
-Offset = Annotated[int, Query(ge=0)]
+Offset = Annotated[int, Query(ge=0, le=1_000_000)]
 
 
 class Given(BaseModel):

@@ -6,7 +6,9 @@ SvcInfraError                        500  internal_error
 │   ├── MissingExtraError            500  missing_extra             (alias: MissingExtra)
 │   └── MigrationRequiredError       500  migration_required
 ├── BadRequestError                  400  bad_request
-│   └── TenantRequiredError          400  tenant_required
+│   ├── TenantRequiredError          400  tenant_required
+│   ├── IdempotencyKeyRequiredError  400  idempotency_key_required
+│   └── IdempotencyKeyMalformedError 400  idempotency_key_malformed
 ├── UnauthorizedError                401  unauthorized
 │   ├── InvalidCredentialsError      401  invalid_credentials
 │   ├── InvalidTokenError            401  invalid_token
@@ -18,11 +20,16 @@ SvcInfraError                        500  internal_error
 ├── MethodNotAllowedError            405  method_not_allowed
 ├── RequestTimeoutError              408  request_timeout
 ├── ConflictError                    409  conflict
-│   └── StaleAttemptError            409  stale_attempt
+│   ├── StaleAttemptError            409  stale_attempt
+│   └── IdempotencyKeyInUseError     409  idempotency_key_in_use
+├── PreconditionFailedError          412  precondition_failed
 ├── PayloadTooLargeError             413  payload_too_large
 ├── UriTooLongError                  414  uri_too_long
+├── UnsupportedMediaTypeError        415  unsupported_media_type
 ├── ValidationError                  422  validation_error
-│   └── EgressRefusedError           422  egress_refused
+│   ├── EgressRefusedError           422  egress_refused
+│   └── IdempotencyKeyReusedError    422  idempotency_key_reused
+├── PreconditionRequiredError        428  precondition_required
 ├── RateLimitedError                 429  rate_limited
 ├── QuotaExceededError               429  quota_exceeded
 ├── HeadersTooLargeError             431  headers_too_large
@@ -118,6 +125,20 @@ class TenantRequiredError(BadRequestError):
 
     code = "tenant_required"
     title = "Tenant Required"
+
+
+class IdempotencyKeyRequiredError(BadRequestError):
+    """This request needs an `Idempotency-Key`: a value of your own, new for each request."""
+
+    code = "idempotency_key_required"
+    title = "Idempotency Key Required"
+
+
+class IdempotencyKeyMalformedError(BadRequestError):
+    """The `Idempotency-Key` is not of the form that it must have."""
+
+    code = "idempotency_key_malformed"
+    title = "Idempotency Key Malformed"
 
 
 class UnauthorizedError(SvcInfraError):
@@ -225,6 +246,25 @@ class StaleAttemptError(ConflictError):
     title = "Stale Attempt"
 
 
+class IdempotencyKeyInUseError(ConflictError):
+    """Another request with this `Idempotency-Key` is being handled."""
+
+    code = "idempotency_key_in_use"
+    title = "Idempotency Key In Use"
+
+    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail, headers=_retry_after(retry_after_seconds))
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PreconditionFailedError(SvcInfraError):
+    """This is not what there is now: read it again, then decide."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "Precondition Failed"
+
+
 class PayloadTooLargeError(SvcInfraError):
     """The request body is larger than this service accepts."""
 
@@ -241,6 +281,14 @@ class UriTooLongError(SvcInfraError):
     title = "URI Too Long"
 
 
+class UnsupportedMediaTypeError(SvcInfraError):
+    """Send the body as JSON, with the header `Content-Type: application/json`."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported Media Type"
+
+
 class ValidationError(SvcInfraError):
     """The request is well formed but some of its values are not acceptable."""
 
@@ -254,6 +302,21 @@ class EgressRefusedError(ValidationError):
 
     code = "egress_refused"
     title = "Egress Refused"
+
+
+class IdempotencyKeyReusedError(ValidationError):
+    """This `Idempotency-Key` was sent before with another request: use a new one."""
+
+    code = "idempotency_key_reused"
+    title = "Idempotency Key Reused"
+
+
+class PreconditionRequiredError(SvcInfraError):
+    """Say which version this is meant for: send `If-Match` with its ETag."""
+
+    status = 428
+    code = "precondition_required"
+    title = "Precondition Required"
 
 
 class RateLimitedError(SvcInfraError):

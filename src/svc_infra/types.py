@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -14,6 +15,14 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The current time, aware, in UTC."""
+        ...
+
+
+class AfterCommit(Protocol):
+    """How to hear of a commit; the room that knows transactions provides it."""
+
+    def __call__(self, session: Any, callback: Callable[[], Awaitable[object]], /) -> None:
+        """Call back once the session's transaction is committed; never after a rollback."""
         ...
 
 

@@ -123,7 +123,7 @@ def test_json_that_is_not_said_to_be_json_is_a_415(content_type: str | None, pat
     headers = {} if content_type is None else {"Content-Type": content_type}
     response = client.post(path, content=b'{"count": 1}', headers=headers)
     problem = is_problem(response, 415, "unsupported_media_type", path.partition("?")[0])
-    assert problem["detail"] == "Send the body as JSON, with the header Content-Type: application/json."
+    assert problem["detail"] == "Send the body as JSON, with the header `Content-Type: application/json`."
 
 
 def test_bytes_that_are_meant_to_be_bytes_are_judged_as_such(client: TestClient) -> None:

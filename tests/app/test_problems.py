@@ -11,7 +11,7 @@ import pytest
 import redis.exceptions
 import sqlalchemy as sa
 import sqlalchemy.exc
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.testclient import TestClient
 
@@ -201,6 +201,24 @@ def test_a_method_that_is_not_there_is_a_problem_that_names_those_that_are(metho
         assert response.headers["content-type"] == "application/problem+json"
     else:
         is_problem(response, 405, "method_not_allowed", "/things")
+
+
+@pytest.mark.parametrize("place", ["on the app", "on an included router", "in a mounted app"])
+def test_a_method_that_is_not_there_names_those_of_every_route_of_the_address(place: str, make: Factory) -> None:
+    app, router = make(), APIRouter()
+    router.add_api_route("/things/{name}", lambda name: None, methods=["GET"])
+    router.add_api_route("/things/{number}", lambda number: None, methods=["POST", "PUT"])
+    router.add_api_route("/others/{name}", lambda name: None, methods=["DELETE"])
+    prefix = "" if place == "on the app" else "/v1"
+    if place == "in a mounted app":
+        mounted = FastAPI()
+        mounted.include_router(router)
+        app.mount(prefix, mounted)
+        app.add_api_route("/things/7", lambda: None, methods=["PATCH"])  # at another address, below the root
+    else:
+        app.include_router(router, prefix=prefix)
+    response = TestClient(app).delete(f"{prefix}/things/7")
+    assert (response.status_code, response.headers.get_list("allow")) == (405, ["GET, POST, PUT"])
 
 
 @pytest.mark.parametrize("status", [204, 304, 307])

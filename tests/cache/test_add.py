@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from svc_infra import create_app
 from svc_infra.cache import Cache, MemoryCache, add_cache, cached
 from svc_infra.config import AppSettings, CacheSettings, RedisSettings, Settings
-from svc_infra.db import after_commit
+from svc_infra.db import AsyncDatabase
 from svc_infra.db.add import add_db
 from svc_infra.errors import ConfigurationError
 from svc_infra.wiring import wiring_of
@@ -167,12 +167,14 @@ async def test_a_second_call_changes_nothing_and_a_given_cache_is_its_makers_to_
     assert await mine.get("key") == 1
 
 
-async def test_a_unit_of_work_tells_the_cache_after_its_commit(sqlite_url: str) -> None:
-    from svc_infra.db import AsyncDatabase
-
+@pytest.mark.parametrize("db", ["before", "after"])
+async def test_a_unit_of_work_tells_the_cache_after_its_commit(db: str, sqlite_url: str) -> None:
     app = create_app()
-    add_db(app, url=sqlite_url)
-    add_cache(app, after_commit=after_commit)
+    if db == "before":
+        add_db(app, url=sqlite_url)
+    add_cache(app)
+    if db == "after":
+        add_db(app, url=sqlite_url)
     wiring = wiring_of(app)
     async with running(app):
         cache = wiring.get(Cache)
@@ -181,6 +183,19 @@ async def test_a_unit_of_work_tells_the_cache_after_its_commit(sqlite_url: str) 
             await cache.invalidate_tags("tag", session=session)
             assert await cache.get("key") == 1
         assert await cache.get("key") is None
+        with pytest.raises(RuntimeError):
+            async with wiring.get(AsyncDatabase).session() as session:
+                await cache.set("key", 2)
+                await cache.delete("key", session=session)
+                raise RuntimeError
+        assert await cache.get("key") == 2
+
+
+async def test_without_a_database_there_is_no_commit_to_wait_for() -> None:
+    app = create_app()
+    add_cache(app)
+    with pytest.raises(ConfigurationError, match=r"add_db\(app\)"):
+        await wiring_of(app).get(Cache).delete("key", session=object())
 
 
 def test_a_url_that_is_none_is_told_at_once() -> None:

@@ -16,6 +16,7 @@ from svc_infra.db.http import DbSession
 from svc_infra.errors import ConfigurationError
 from svc_infra.idempotency import SqlIdempotencyStore
 from svc_infra.idempotency.http import Idempotent, IdempotentRoute
+from svc_infra.idempotency.key import KEY_PATTERN
 from tests.idempotency.shop import COUNT, INSERT, Order, Shop, caller_of, key
 
 GUARDED = [Idempotent(caller=caller_of)]
@@ -163,7 +164,7 @@ def test_the_document_names_the_header_and_the_refusals(shop: Shop) -> None:
     ):
         [parameter] = [one for one in operation["parameters"] if one["name"] == "Idempotency-Key"]
         assert (parameter["in"], parameter["required"]) == ("header", is_required)
-        assert parameter["schema"] == {"type": "string", "minLength": 1, "maxLength": 255}
+        assert parameter["schema"] == {"type": "string", "pattern": KEY_PATTERN}
         assert {"400", "409", "422"} <= set(operation["responses"])
         assert "Idempotency-Key" in operation["responses"]["422"]["description"]
     assert "application/problem+json" in paths["/required"]["post"]["responses"]["409"]["content"]

@@ -78,7 +78,7 @@ async def test_a_duplicate_of_a_request_in_progress_is_told_to_come_back(shop: S
         await shop.arrived.wait()
         refused = await client.post("/slow", headers=key())
         assert (refused.status_code, refused.headers["retry-after"]) == (409, "1")
-        assert refused.json()["code"] == "conflict"
+        assert refused.json()["code"] == "idempotency_key_in_use"
         shop.may_go.set()
         assert (await first).json() == "done"
         again = await client.post("/slow", headers=key())
@@ -120,7 +120,7 @@ async def test_a_key_stands_for_one_request(shop: Shop, change: str) -> None:
             content=b"{ }" if change == "body" else b"{}",
             headers={**key(), **({"Content-Type": "text/plain"} if change == "content-type" else {})},
         )
-        assert other.status_code == 422
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
         assert "another request" in other.json()["detail"]
     assert shop.runs == 1
 
@@ -158,8 +158,12 @@ async def test_a_missing_or_malformed_key_is_refused(shop: Shop) -> None:
         missing = await client.post("/orders", json={"item": "tea"})
         empty = await client.post("/orders", json={"item": "tea"}, headers={"Idempotency-Key": '""'})
         twice = await client.post("/orders", json={"item": "tea"}, headers=[*key().items(), *key("k2").items()])
-    assert [answer.status_code for answer in (missing, empty, twice)] == [400, 400, 400]
-    assert "needs an Idempotency-Key" in missing.json()["detail"]
+    assert [(answer.status_code, answer.json()["code"]) for answer in (missing, empty, twice)] == [
+        (400, "idempotency_key_required"),
+        (400, "idempotency_key_malformed"),
+        (400, "idempotency_key_malformed"),
+    ]
+    assert "needs an `Idempotency-Key`" in missing.json()["detail"]
     assert shop.runs == 0
 
 

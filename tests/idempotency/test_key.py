@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svc_infra.errors import BadRequestError
-from svc_infra.idempotency.key import MAX_KEY_CHARACTERS, CallersKey, parse_key
+from svc_infra.idempotency.key import KEY_PATTERN, MAX_KEY_CHARACTERS, CallersKey, parse_key
 
 printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=MAX_KEY_CHARACTERS)
 headers = st.text() | st.text(alphabet='"\\ ,;=:*?abc\t\x00\x7fé', max_size=20) | st.text(min_size=250, max_size=520)
@@ -52,6 +52,16 @@ def test_none_is_none_and_two_are_refused() -> None:
 @given(printable)
 def test_every_string_of_the_specification_is_read_back(key: str) -> None:
     assert parse_key(['"' + re.sub(r'(["\\])', r"\\\1", key) + '"']) == key
+
+
+@given(headers | printable.map('"{}"'.format))
+def test_the_documented_pattern_is_what_is_read(value: str) -> None:
+    value = value.strip(" \t")
+    try:
+        is_read = parse_key([value]) is not None
+    except BadRequestError:
+        is_read = False
+    assert (re.search(KEY_PATTERN.replace("$", r"\Z"), value) is not None) is is_read  # JSON Schema has no \Z
 
 
 @given(st.lists(headers, max_size=3))

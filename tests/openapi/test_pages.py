@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
@@ -199,6 +201,26 @@ def test_every_type_of_problem_is_explained(kind: type[SvcInfraError], client: T
     for heading in ("When it happens", "What to do"):
         assert re.search(rf"<h2>{heading}</h2><p>[^<]", page.text)
     assert f"/problems/{kind.code}" in client.get("/problems").text
+
+
+@pytest.mark.parametrize("served", ["at the root", "below a prefix", "mounted", "with a mount"])
+@pytest.mark.parametrize("refused", ["by a route", "by the edge"])
+def test_the_type_of_a_problem_leads_to_its_page_wherever_the_app_is_served(served: str, refused: str) -> None:
+    app = create_app(settings=settings())
+    api: Starlette = app
+    within, prefix = "", "/api v1/" if served == "below a prefix" else ""  # of a proxy, which takes it away
+    if served == "mounted":
+        api, within = Starlette(routes=[Mount("/sub", app)]), "/sub"
+    elif served == "with a mount":
+        app.mount("/sub", FastAPI())
+        within = "/sub"
+    client = TestClient(api, root_path=prefix)
+    path = f"{within}/nowhere" + ("x" * 9_000 if refused == "by the edge" else "")
+    problem = client.get(path).json()
+    assert problem["status"] == (414 if refused == "by the edge" else 404)
+    assert problem["type"].startswith(quote(prefix))
+    page = client.get(problem["type"].removeprefix(quote(prefix.rstrip("/"))))
+    assert (page.status_code, f"<h1>{problem['title']}</h1>" in page.text) == (200, True)
 
 
 def test_a_problem_of_the_application_is_explained_by_its_docstring(client: TestClient) -> None:

@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, WebSocket
+from fastapi import Depends, FastAPI, WebSocket
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from svc_infra import create_app
 from svc_infra.errors import ValidationError
+from svc_infra.middleware import RateLimitMiddleware
+from svc_infra.middleware.conditional import Conditional
 from tests.app.conftest import settings
 
 BODY = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -46,12 +49,43 @@ def test_every_error_of_every_operation_is_a_problem(app: FastAPI) -> None:
     async def read() -> list[Item]:
         return []
 
-    assert set(responses(app)) == {"200", "422", "4XX", "5XX"}
-    assert set(responses(app, method="get")) == {"200", "4XX", "5XX"}
+    shared = app.openapi()["components"]["responses"]
     for method in ("get", "post"):
         for status, response in responses(app, method=method).items():
-            assert (response["content"] == BODY) is (status != "200")
-            assert response["description"]
+            resolved = shared[response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+            assert (resolved["content"] == BODY) is (status != "200")
+            assert resolved["description"]
+
+
+def statuses(app: FastAPI, path: str, method: str = "post") -> set[str]:
+    return set(responses(app, path, method)) - {"200", "400", "413", "414", "431", "4XX", "500", "503", "504", "5XX"}
+
+
+def test_the_statuses_follow_from_what_an_operation_takes(app: FastAPI) -> None:
+    login = HTTPBearer(auto_error=False)
+    app.add_api_route("/plain", lambda: None, methods=["GET", "POST"])
+    app.add_api_route("/query", lambda limit=0: None, methods=["GET"])
+    app.add_api_route("/items/{item_id}", lambda item_id: None, methods=["GET"])
+    app.add_api_route("/me", lambda: None, methods=["GET"], dependencies=[Depends(login)])
+    app.add_api_route("/versions", lambda: None, methods=["GET", "PUT"], dependencies=[Depends(Conditional)])
+
+    @app.post("/items")
+    async def create(item: Item) -> None: ...
+
+    assert statuses(app, "/plain", "get") == set()
+    assert statuses(app, "/plain") == {"409"}
+    assert statuses(app, "/query", "get") == {"422"}
+    assert statuses(app, "/items/{item_id}", "get") == {"404", "422"}
+    assert statuses(app, "/me", "get") == {"401", "403"}
+    assert statuses(app, "/versions", "get") == {"304", "412"}
+    assert statuses(app, "/versions", "put") == {"409", "412", "428"}
+    assert statuses(app, "/items") == {"408", "409", "415", "422"}
+
+
+def test_a_limit_of_the_app_is_part_of_every_operation(app: FastAPI) -> None:
+    app.add_api_route("/plain", lambda: None, methods=["GET"])
+    app.add_middleware(RateLimitMiddleware)
+    assert statuses(app, "/plain", "get") == {"429"}
 
 
 def test_the_schemas_of_fastapi_that_are_no_longer_used_are_gone(app: FastAPI) -> None:
@@ -93,7 +127,7 @@ def test_a_model_of_the_application_may_be_called_problem(app: FastAPI) -> None:
 
     schemas = app.openapi()["components"]["schemas"]
     assert set(schemas["Problem"]["properties"]) == {"mine"}
-    reference = responses(app)["422"]["content"]["application/problem+json"]["schema"]["$ref"]
+    reference = responses(app)["4XX"]["content"]["application/problem+json"]["schema"]["$ref"]
     assert reference == "#/components/schemas/ProblemDetails"
     assert "request_id" in schemas["ProblemDetails"]["properties"]
 

@@ -15,6 +15,7 @@ from fastapi.exception_handlers import (
     websocket_request_validation_exception_handler,
 )
 from fastapi.exceptions import RequestValidationError, ResponseValidationError, WebSocketRequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -22,7 +23,13 @@ from starlette.responses import Response
 
 from svc_infra.app.validation import MAX_ERRORS, described
 from svc_infra.config import Environment
-from svc_infra.errors import BadRequestError, SvcInfraError, ValidationError
+from svc_infra.errors import (
+    BadRequestError,
+    MethodNotAllowedError,
+    SvcInfraError,
+    UnsupportedMediaTypeError,
+    ValidationError,
+)
 from svc_infra.middleware.problem import as_problem, render
 from svc_infra.wiring import wiring_of
 
@@ -58,10 +65,24 @@ async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     if connection.scope["type"] == "websocket":
         raise problem from None  # the edge knows how far the handshake is
     expose = wiring_of(connection.app).settings.environment is not Environment.PROD
-    status, headers, body = render(problem, instance=connection.scope["path"], expose=expose, cause=error)
+    if isinstance(problem, MethodNotAllowedError):
+        problem.headers.update(_allowed(connection))
+    status, headers, body = render(problem, scope=connection.scope, expose=expose, cause=error)
     response = Response(body, status_code=status)
     response.raw_headers += headers
     return response
+
+
+def _allowed(connection: HTTPConnection) -> dict[str, str]:
+    """The methods of all routes of an address (RFC 9110, section 15.5.6); the router names those of one."""
+    scope = connection.scope
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    routes = [route for route in iter_route_contexts(connection.app.routes) if route.methods]
+    routes = [route for route in routes if route.path_regex.match(path)]
+    methods = {method for route in routes for method in route.methods or ()}
+    if scope["method"] in methods or scope.get("route") not in [route.original_route for route in routes]:
+        return {}  # the handler itself has refused, or a route that this app does not have but another router
+    return {"Allow": ", ".join(sorted(methods))}
 
 
 def _problem(error: Exception) -> SvcInfraError:
@@ -78,7 +99,7 @@ def _unacceptable(error: RequestValidationError) -> SvcInfraError:
         case {"type": "json_invalid", "loc": ("body", int(position))} if isinstance(error.body, str):
             return BadRequestError(f"The body is not valid JSON: it breaks at character {position + 1}.")
     if isinstance(error.body, bytes) and any(_wants_json(wrong) for wrong in errors):
-        return as_problem(HTTPException(415, "Send the body as JSON, with the header Content-Type: application/json."))
+        return UnsupportedMediaTypeError()
     document = error.body if isinstance(error.body, dict | list) else None
     listed = f", of which the first {MAX_ERRORS} are listed" if len(errors) > MAX_ERRORS else ""
     values = "1 value of the request is" if len(errors) == 1 else f"{len(errors)} values of the request are"

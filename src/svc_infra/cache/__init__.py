@@ -10,11 +10,11 @@
 """
 
 from svc_infra.cache.add import add_cache
-from svc_infra.cache.cache import AfterCommit, Cache, MemoryCache, RedisCache
+from svc_infra.cache.cache import Cache, MemoryCache, RedisCache
 from svc_infra.cache.functions import CachedFunction, CachedSyncFunction, cached
 from svc_infra.cache.resources import Resource, invalidate_tags, resource
 
 __all__ = [
-    "AfterCommit", "Cache", "CachedFunction", "CachedSyncFunction", "MemoryCache", "RedisCache", "Resource",
+    "Cache", "CachedFunction", "CachedSyncFunction", "MemoryCache", "RedisCache", "Resource",
     "add_cache", "cached", "invalidate_tags", "resource",
 ]  # fmt: skip

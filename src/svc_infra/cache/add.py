@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from svc_infra.cache.cache import AfterCommit, Cache
+from svc_infra.cache.cache import Cache
 from svc_infra.cache.metrics import CacheCollector
-from svc_infra.config import Settings
+from svc_infra.errors import ConfigurationError
 from svc_infra.obs.metrics import Metrics
-from svc_infra.types import Clock
+from svc_infra.types import AfterCommit, Clock
 from svc_infra.wiring import Part, Wiring, wiring_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-def add_cache(
-    app: FastAPI, *, url: str | None = None, cache: Cache | None = None, after_commit: AfterCommit | None = None
-) -> None:
+def add_cache(app: FastAPI, *, url: str | None = None, cache: Cache | None = None) -> None:
     """Share one cache with every room and every cached function of the app.
 
     The app starts, serves and is ready without Redis: a cache that is away makes it slower and nothing else. Whether it
-    is away is told by the log and by the metric `cache_shared_up`.
+    is away is told by the log and by the metric `cache_shared_up`. Where the app has a database (`add_db`, before or
+    after), what is invalidated with a `session=` is so after its commit.
 
     Args:
         app: The app; its settings are `CACHE_*`. A second call changes nothing.
         url: Instead of `CACHE_URL`, which is `REDIS_URL` unless it is set; without either there is only memory.
         cache: Instead of a new one; whoever made it closes it.
-        after_commit: `svc_infra.db.after_commit`, for invalidation with a `session=`.
 
     Raises:
         ConfigurationError: The URL or a setting cannot be used.
@@ -40,7 +38,7 @@ def add_cache(
     if wiring.has(Cache):
         return
     clock = wiring.get(Clock) if wiring.has(Clock) else None
-    shared = cache or _from_settings(wiring.settings, url, after_commit, clock)
+    shared = cache or _from_settings(wiring, url, clock)
     wiring.provide(Cache, shared)
     wiring.add(Part("cache", lambda: _running(wiring, shared, owned=cache is None), after=("logging",)))
 
@@ -61,8 +59,14 @@ async def _running(wiring: Wiring, cache: Cache, *, owned: bool) -> AsyncIterato
             await cache.close()
 
 
-def _from_settings(settings: Settings, url: str | None, after_commit: AfterCommit | None, clock: Clock | None) -> Cache:
-    given = settings.cache
+def _from_settings(wiring: Wiring, url: str | None, clock: Clock | None) -> Cache:
+    settings, given = wiring.settings, wiring.settings.cache
+
+    def after_commit(session: Any, callback: Callable[[], Awaitable[object]]) -> None:
+        if not wiring.has(AfterCommit):
+            raise ConfigurationError("This app knows no sessions: call add_db(app), or invalidate after the commit.")
+        wiring.get(AfterCommit)(session, callback)
+
     return Cache(
         url or given.url or settings.redis.url,
         namespace=given.namespace or re.sub(r"[^A-Za-z0-9_.-]+", "-", settings.app.name)[:64],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -18,7 +18,7 @@ from svc_infra.cache.metrics import Stats
 from svc_infra.cache.policy import DEFAULT_TTL_SECONDS, Duration, seconds_of
 from svc_infra.errors import ConfigurationError, ConflictError, SvcInfraError
 from svc_infra.obs.context import current
-from svc_infra.types import Clock
+from svc_infra.types import AfterCommit, Clock
 
 MAX_ENTRIES = 10_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -28,8 +28,6 @@ MAX_STATS = 1000
 """Functions that are counted by name; more are counted together as "other"."""
 MEMORY_URL = "memory://"
 
-AfterCommit = Callable[[Any, Callable[[], Awaitable[object]]], None]
-"""`after_commit(session, callback)`: calls back once the session's transaction is committed; never after a rollback."""
 
 T = TypeVar("T")
 D = TypeVar("D")

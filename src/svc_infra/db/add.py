@@ -13,7 +13,9 @@ from svc_infra.db.inbox import Inbox
 from svc_infra.db.outbox import Outbox
 from svc_infra.db.relay import OutboxRelay
 from svc_infra.db.sql import migrate
+from svc_infra.db.unit_of_work import after_commit
 from svc_infra.errors import MigrationRequiredError, UnavailableError
+from svc_infra.types import AfterCommit
 from svc_infra.wiring import Part, Wiring, wiring_of
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def add_db(
     wiring.provide(OutboxRelay, relay)
     wiring.provide(Outbox, Outbox(wake=relay.wake))
     wiring.provide(Inbox, Inbox())
+    wiring.provide(AfterCommit, after_commit)
 
     @asynccontextmanager
     async def connected() -> AsyncIterator[None]:

@@ -88,8 +88,7 @@ class EdgeMiddleware:
         sent = read_headers(scope["headers"])
         context = _context(sent)
         token = enter(context)
-        scope[EDGE] = True
-        root_path = scope.get("root_path", "")
+        root_path = scope[EDGE] = scope.get("root_path", "")
         route_class = "" if self._metrics is None else self._metrics.started(scope["path"])
         started = monotonic()
         exchange = Exchange(self._rules, scope, receive, send, context)
@@ -151,9 +150,9 @@ class EdgeMiddleware:
         sent = read_headers(scope["headers"])
         context = _context(sent)
         token = enter(context)
-        scope[EDGE] = True
+        root_path = scope[EDGE] = scope.get("root_path", "")
         handshake = Handshake(scope, send, context.request_id, self._rules.expose)
-        root_path, started = scope.get("root_path", ""), monotonic()
+        started = monotonic()
         try:
             if self._hosts:
                 self._hosts.check(scope["headers"])

@@ -11,7 +11,7 @@ from starlette.types import Message, Send
 
 from svc_infra.db import after_commit
 from svc_infra.db.unit_of_work import finished
-from svc_infra.errors import ConfigurationError, ConflictError, SvcInfraError, ValidationError
+from svc_infra.errors import ConfigurationError, IdempotencyKeyInUseError, IdempotencyKeyReusedError, SvcInfraError
 from svc_infra.idempotency.answer import Answer
 from svc_infra.idempotency.key import KEY_HEADER
 from svc_infra.idempotency.store import Claim, IdempotencyStore, Refusal
@@ -60,8 +60,8 @@ class Exchange:
             The answer that was kept for the key; None when the request must be handled.
 
         Raises:
-            ConflictError: Another request still holds the key.
-            ValidationError: The key stands for another request.
+            IdempotencyKeyInUseError: Another request still holds the key.
+            IdempotencyKeyReusedError: The key stands for another request.
             UnavailableError: The store cannot be reached.
         """
         loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class Exchange:
             left = deadline - loop.time()
             if left <= 0:
                 _count("in_progress")
-                raise _in_progress(f"Another request with this {KEY_HEADER} is being handled.")
+                raise IdempotencyKeyInUseError(retry_after_seconds=RETRY_AFTER_SECONDS)
             await asyncio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         if isinstance(outcome, Claim):
@@ -82,7 +82,7 @@ class Exchange:
             _count("replayed")
             return outcome
         _count("reused")
-        raise ValidationError(f"This {KEY_HEADER} was sent before with another request: use a new one.")
+        raise IdempotencyKeyReusedError
 
     def leave_undecided(self) -> None:
         """The request failed for a reason that no handler decided on: its answer is not kept."""
@@ -97,7 +97,7 @@ class Exchange:
 
         Raises:
             ConfigurationError: The answer is streamed or too large to be kept.
-            ConflictError: The lease has ended and another request holds the key; nothing may be committed.
+            IdempotencyKeyInUseError: The lease has ended and another request holds the key; nothing may be committed.
         """
         if self._claim is None or self._store is None:
             return
@@ -108,7 +108,10 @@ class Exchange:
         if not await (end or self._store.release(self._claim, session=session)):
             self._claim = None
             _count("lost")
-            raise _in_progress("This request took too long, and another one with its key is being handled.")
+            raise IdempotencyKeyInUseError(
+                "This request took too long, and another one with its key is being handled.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
         after_commit(session, self._settled)
 
     async def send(self, message: Message) -> None:
@@ -169,10 +172,6 @@ class Exchange:
 
     def _settled(self) -> None:
         self._claim = None
-
-
-def _in_progress(detail: str) -> ConflictError:
-    return ConflictError(detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def _count(outcome: str) -> None:

@@ -14,16 +14,16 @@ from starlette.types import Receive, Scope, Send
 
 from svc_infra.db.http import session_of
 from svc_infra.errors import (
-    BadRequestError,
     ConfigurationError,
     DeadlineExceededError,
+    IdempotencyKeyRequiredError,
     SvcInfraError,
     UnauthorizedError,
     UnavailableError,
 )
 from svc_infra.idempotency.answer import REPLAY_HEADER, Answer
 from svc_infra.idempotency.exchange import Exchange
-from svc_infra.idempotency.key import KEY_HEADER, MAX_KEY_CHARACTERS, CallersKey, parse_key
+from svc_infra.idempotency.key import KEY_HEADER, KEY_PATTERN, CallersKey, parse_key
 from svc_infra.idempotency.store import IdempotencyStore
 from svc_infra.middleware._scope import route_template
 from svc_infra.obs import logger, metrics
@@ -42,11 +42,19 @@ METHODS = frozenset({"DELETE", "PATCH", "POST", "PUT"})
 
 _EXCHANGE = "svc_infra.idempotency"
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"description": f"The request cannot be understood, or its {KEY_HEADER} is missing or malformed."},
-    409: {
-        "description": f"A request with this {KEY_HEADER} is being handled (see Retry-After), or there is a conflict."
+    400: {
+        "description": f"The {KEY_HEADER} is missing (`idempotency_key_required`) or not well formed "
+        "(`idempotency_key_malformed`), or the request cannot be understood."
     },
-    422: {"description": f"Values are not acceptable, or the {KEY_HEADER} was sent before with another request."},
+    409: {
+        "description": f"Another request with this {KEY_HEADER} is being handled (`idempotency_key_in_use`): come back "
+        "after Retry-After. Or there is a conflict.",
+        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}},
+    },
+    422: {
+        "description": f"The {KEY_HEADER} was sent before with another request (`idempotency_key_reused`), or values "
+        "are not acceptable."
+    },
 }
 _USE_THE_ROUTE = "make its router with APIRouter(route_class=IdempotentRoute), or call add_idempotency before @app"
 
@@ -181,7 +189,7 @@ class _Guard:
             raise UnauthorizedError(f"An {KEY_HEADER} needs a caller who is known: send a credential.")
         key = parse_key(sent)
         if key is None and self.required:
-            raise BadRequestError(f"This request needs an {KEY_HEADER}: a value of your own, new for each request.")
+            raise IdempotencyKeyRequiredError
         return key
 
     async def claim(self, request: Request, key: str, caller: str) -> None:
@@ -278,7 +286,7 @@ def _with_parameter(extra: dict[str, Any] | None, *, required: bool) -> dict[str
         "required": required,
         "description": "A value of the client's own, new for each request and the same when a request is sent again: "
         "then it has no second effect, and the first answer is given again.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
+        "schema": {"type": "string", "pattern": KEY_PATTERN},
     }
     return {**(extra or {}), "parameters": [*(extra or {}).get("parameters", ()), parameter]}
 

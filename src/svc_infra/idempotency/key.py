@@ -6,13 +6,18 @@ import hmac
 import re
 from collections.abc import Iterable, Sequence
 
-from svc_infra.errors import BadRequestError
+from svc_infra.errors import IdempotencyKeyMalformedError
 
 KEY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
 
-_STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')  # RFC 9651, section 3.3.3
-_BARE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")  # visible ASCII without " , ; and the backslash
+_QUOTABLE = r'(?:[ !#-\[\]-~]|\\["\\])'  # what a String holds: RFC 9651, section 3.3.3
+_BARE = r"[!#-+\--:<-\[\]-~]"  # visible ASCII without " , ; and the backslash
+KEY_PATTERN = f'^({_BARE}{{1,{MAX_KEY_CHARACTERS}}}|"{_QUOTABLE}{{1,{MAX_KEY_CHARACTERS}}}")$'
+"""The values that `parse_key` reads, for the documentation of an API."""
+
+_STRING = re.compile(f'"({_QUOTABLE}*)"')
+_TOKEN = re.compile(f"{_BARE}+")
 
 
 def parse_key(values: Sequence[str]) -> str | None:
@@ -25,21 +30,21 @@ def parse_key(values: Sequence[str]) -> str | None:
         values: The header's values, one for each time that it was sent.
 
     Raises:
-        BadRequestError: It is empty, too long, of another form, or was sent more than once.
+        IdempotencyKeyMalformedError: It is empty, too long, of another form, or was sent more than once.
     """
     if not values:
         return None
     if len(values) > 1:
-        raise BadRequestError(f"Send {KEY_HEADER} once.")
+        raise IdempotencyKeyMalformedError(f"Send {KEY_HEADER} once.")
     value = values[0].strip(" \t")
     if len(value) <= 2 * MAX_KEY_CHARACTERS + 2:
         if quoted := _STRING.fullmatch(value):
             key = re.sub(r"\\(.)", r"\1", quoted[1])
         else:
-            key = value if _BARE.fullmatch(value) else ""
+            key = value if _TOKEN.fullmatch(value) else ""
         if 0 < len(key) <= MAX_KEY_CHARACTERS:
             return key
-    raise BadRequestError(
+    raise IdempotencyKeyMalformedError(
         f'{KEY_HEADER} must be a quoted string of 1 to {MAX_KEY_CHARACTERS} ASCII characters, such as "8e03978e-40d5".'
     )
 

@@ -14,7 +14,8 @@ from svc_infra.obs.logging import Answered, log_request
 from svc_infra.obs.tracing import TraceParent, parse_traceparent
 
 EDGE = "svc_infra.edge"
-"""The key that the edge sets in a scope; whoever finds it need not do the edge's work again."""
+"""The key under which the edge leaves its `root_path`, before any mount has added to it, in a scope; whoever finds it
+need not do the edge's work again."""
 ANSWER_HEADERS = "svc_infra.answer_headers"
 """The key of the headers that middleware wants on the edge's own answer to an error that escaped from the app."""
 MAX_LENGTH_DIGITS = 18  # a body of more bytes is too large by any limit, and so are its first digits

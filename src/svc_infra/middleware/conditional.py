@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from svc_infra.errors import BadRequestError, ConfigurationError
+from svc_infra.errors import BadRequestError, ConfigurationError, PreconditionFailedError, PreconditionRequiredError
 
 MAX_ENTITY_TAGS = 100
 """The most entity tags that one request may list."""
@@ -77,7 +77,9 @@ class Conditional:
             required: Refuse a write that expects nothing (RFC 6585, section 3).
 
         Raises:
-            HTTPException: 304, the client has it already; 412, there is something else now; 428, see `required`.
+            HTTPException: 304, the client has it already.
+            PreconditionFailedError: There is something else now.
+            PreconditionRequiredError: See `required`.
             BadRequestError: An entity tag list of a write cannot be understood.
             ConfigurationError: `etag` is no entity tag, `last_modified` is naive, or there is a tag of nothing.
         """
@@ -87,17 +89,17 @@ class Conditional:
         unmodified_since = None if since is None else self._date("if-unmodified-since")
         expects = self._has("if-match", "if-none-match") or unmodified_since is not None
         if required and not reads and not expects:
-            raise HTTPException(428, "Say which version this is meant for: send If-Match with its ETag.")
+            raise PreconditionRequiredError
         if reads:
             self._response.headers.update(_validators(etag, last_modified))
         if self._has("if-match"):  # the order of RFC 9110, section 13.2.2
             if not self._matches("if-match", etag, exists=exists, weakly=False):
-                raise _changed()
+                raise PreconditionFailedError
         elif since is not None and unmodified_since is not None and since > unmodified_since:
-            raise _changed()
+            raise PreconditionFailedError
         if self._has("if-none-match"):
             if self._matches("if-none-match", etag, exists=exists, weakly=True):
-                raise self._unchanged(etag, last_modified) if reads else _changed()
+                raise self._unchanged(etag, last_modified) if reads else PreconditionFailedError
         elif reads and since is not None and (date := self._date("if-modified-since")) is not None and since <= date:
             raise self._unchanged(etag, last_modified)
 
@@ -171,10 +173,6 @@ def _validators(etag: str | None, last_modified: datetime | None) -> dict[str, s
     if last_modified is not None:
         headers["last-modified"] = format_datetime(last_modified.astimezone(UTC), usegmt=True)
     return headers
-
-
-def _changed() -> HTTPException:
-    return HTTPException(412, "This is not what there is now: read it again, then decide.")
 
 
 def _refuse_nonsense(etag: str | None, last_modified: datetime | None, exists: bool) -> None:

@@ -16,6 +16,7 @@ from starlette.types import Scope, Send
 
 from svc_infra.config import Environment
 from svc_infra.errors import BadRequestError, ConfigurationError, DeadlineExceededError, SvcInfraError, error_types
+from svc_infra.middleware._scope import EDGE
 from svc_infra.obs.context import current
 from svc_infra.obs.redact import printable, shown, to_json
 from svc_infra.wiring import current_wiring
@@ -27,17 +28,17 @@ MAX_INSTANCE_CHARS = 2048
 _TRANSLATED_BY = {
     "sqlalchemy": "svc_infra.db.errors",
     "redis": "svc_infra.redis",
-    "httpx": "svc_infra.http.errors",
-    "httpx2": "svc_infra.http.errors",
+    **dict.fromkeys(("httpcore", "httpcore2", "httpx", "httpx2"), "svc_infra.http.errors"),
 }
 _OF_STATUS = {
     kind.status: kind for kind in reversed(list(error_types())) if kind.__module__ == SvcInfraError.__module__
 }
+_PATH = "/%:@!$&'()*+,;=~"
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 def problem_type(code: str) -> str:
-    """The URI of a type of problem: a page that the app serves."""
+    """The path of the page, below the one that the app is served under, which is a problem's type."""
     return f"/problems/{code}"
 
 
@@ -70,7 +71,7 @@ def as_problem(error: BaseException) -> SvcInfraError:
 def render(
     error: SvcInfraError,
     *,
-    instance: str,
+    scope: Scope,
     expose: bool,
     cause: BaseException | None,
     members: Mapping[str, Any] | None = None,
@@ -79,7 +80,7 @@ def render(
 
     Args:
         error: The error, as `as_problem` gives it.
-        instance: The request's path, never its query.
+        scope: The request's; the answer names its path, never its query.
         expose: Show the details of errors from 500 on; elsewhere than in production.
         cause: What was raised; in local its stack is shown where it was no error of the library.
         members: Further members of the body; they are shown to everybody.
@@ -95,11 +96,11 @@ def render(
         detail = (kind.__doc__ or title).strip().splitlines()[0]
     context = current()
     problem: dict[str, Any] = {
-        "type": problem_type(code),
+        "type": _root_path(scope) + problem_type(code),
         "title": title,
         "status": error.status,
         "detail": detail,
-        "instance": quote(instance[:MAX_INSTANCE_CHARS], safe="/%:@!$&'()*+,;=~", errors="replace"),
+        "instance": quote(scope["path"][:MAX_INSTANCE_CHARS], safe=_PATH, errors="replace"),
         "code": code,
     }
     if errors:
@@ -126,7 +127,7 @@ async def respond(
     if isinstance(error, HTTPException) and error.status_code < 400:  # a redirect, for example, is no problem
         status, fields, body = error.status_code, encoded((error.headers or {}).items()), b""
     else:
-        status, fields, body = render(as_problem(error), instance=scope["path"], expose=expose, cause=error)
+        status, fields, body = render(as_problem(error), scope=scope, expose=expose, cause=error)
     kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
     fields += [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": f"{kind}.start", "status": status, "headers": fields})
@@ -158,6 +159,11 @@ def _from_starlette(error: HTTPException) -> SvcInfraError:
     ours = {name: value for name, value in problem.headers.items() if name.lower() not in map(str.lower, given)}
     problem.headers = {**ours, **given}
     return problem
+
+
+def _root_path(scope: Scope) -> str:
+    """Where the app that has the pages is served; a mounted one has none of its own."""
+    return quote(scope.get(EDGE, scope.get("root_path", "")).rstrip("/"), safe=_PATH, errors="replace")
 
 
 def _is_local() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.datastructures import DefaultPlaceholder
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -16,11 +17,13 @@ from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from svc_infra.errors import NotFoundError
+from svc_infra.middleware.conditional import Conditional
+from svc_infra.middleware.rate_limit import RateLimitMiddleware
 from svc_infra.openapi.assets import Assets
 from svc_infra.openapi.operations import Operation, operation_id
 from svc_infra.openapi.pages import Pages
 from svc_infra.openapi.problems import find_problem_type, problem_types
-from svc_infra.openapi.schema import document_problems
+from svc_infra.openapi.schema import Address, document_problems
 from svc_infra.wiring import wiring_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -72,7 +75,7 @@ def document(app: FastAPI) -> None:
                 if operation.operation_id is not None:
                     path = schema["paths"][operation.documented_path]
                     path[operation.method.lower()]["operationId"] = operation.operation_id
-            document_problems(schema)
+            document_problems(schema, dict(_declared(app)))
             documented = schema
         return schema
 
@@ -217,6 +220,22 @@ def _is_fastapi_page(route: BaseRoute, app: FastAPI) -> bool:
 def _blank(path: str) -> str:
     """A path whose parameters have no names."""
     return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+def _declared(app: FastAPI) -> Iterator[tuple[Address, set[int]]]:
+    """The statuses that what an app or a route declares may answer with."""
+    middleware: list[object] = [one.cls for one in app.user_middleware]
+    limited = {429} if RateLimitMiddleware in middleware else set()
+    for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, APIRoute):
+            is_conditional = _depends_on(route.dependant, Conditional)
+            for method in route.methods or ():
+                conditional = {412, 304 if method in ("GET", "HEAD") else 428} if is_conditional else set()
+                yield (str(route.path_format), method.lower()), limited | conditional
+
+
+def _depends_on(dependant: Dependant, call: Callable[..., Any]) -> bool:
+    return any(one.call is call or _depends_on(one, call) for one in dependant.dependencies)
 
 
 def _name(route: RouteContext, method: str) -> str:

@@ -20,8 +20,11 @@ _ADVICE = {
     404: "Check the address and the identifier in it.",
     405: "Use one of the methods that the Allow header names.",
     409: "Read the current state, then decide whether the request still makes sense.",
+    412: "Read the current state, then send the request with its new ETag if it still makes sense.",
     413: "Send less, or send it in parts.",
+    415: "Send the body in the format that the API reference names, and say so in the Content-Type header.",
     422: "Correct each value that `errors` lists, then send the request again.",
+    428: "Read the current state, and send its ETag in the If-Match header.",
     429: "Wait for as long as the Retry-After header says, then try again.",
     503: "Wait for as long as the Retry-After header says, or a few seconds, then try again.",
 }

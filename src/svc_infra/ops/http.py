@@ -50,7 +50,7 @@ def _ok(members: Mapping[str, Any]) -> Response:
 
 def _unavailable(request: Request, detail: str, members: Mapping[str, Any], *, expose: bool) -> Response:
     error = UnavailableError(detail, retry_after_seconds=1)
-    status, headers, body = render(error, instance=request.url.path, expose=expose, cause=None, members=members)
+    status, headers, body = render(error, scope=request.scope, expose=expose, cause=None, members=members)
     response = Response(body, status_code=status)
     response.raw_headers = [*headers, (b"content-length", str(len(body)).encode())]
     return response

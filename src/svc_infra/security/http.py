@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response, Security, params
@@ -17,7 +17,7 @@ from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenErr
 from svc_infra.obs import context
 from svc_infra.security._policy import check_permission_name
 from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
-from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS
+from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Device, Sessions, TokenPair
 from svc_infra.wiring import wiring_of
@@ -25,6 +25,9 @@ from svc_infra.wiring import wiring_of
 T = TypeVar("T")
 
 MAX_REFRESH_TOKEN_CHARACTERS = 256
+
+_REFUSED: dict[int | str, dict[str, Any]] = {401: {"description": "What was sent is not valid, or not any more."}}
+_BUSY: dict[int | str, dict[str, Any]] = {429: {"description": "Too many passwords are being checked: try again."}}
 
 _VERIFIED = "svc_infra.verified"
 
@@ -129,6 +132,17 @@ class Credentials(_Body):
     password: Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)]
 
 
+class NewCredentials(Credentials):
+    """An e-mail address and a password for a new account."""
+
+    password: Annotated[
+        SecretStr,
+        Field(  # the policy itself says it to a person
+            min_length=1, max_length=MAX_PASSWORD_CHARACTERS, json_schema_extra={"minLength": MIN_PASSWORD_CHARACTERS}
+        ),
+    ]
+
+
 class RefreshBody(_Body):
     """The refresh token that was given last."""
 
@@ -158,13 +172,13 @@ def auth_router(prefix: str) -> APIRouter:
     """The routes of the room."""
     router = APIRouter(prefix=prefix, tags=["auth"])
 
-    @router.post("/register", status_code=201)
-    async def register(body: Credentials, request: Request, session: DbSession) -> Account:
+    @router.post("/register", status_code=201, responses=_BUSY)
+    async def register(body: NewCredentials, request: Request, session: DbSession) -> Account:
         """Make an account."""
         user = await _accounts(request).register(session, email=body.email, password=body.password.get_secret_value())
         return Account.model_validate(user)
 
-    @router.post("/login")
+    @router.post("/login", responses=_REFUSED | _BUSY)
     async def login(body: Credentials, request: Request, response: Response) -> Tokens:
         """Exchange an e-mail address and a password for tokens."""
         pair = await _accounts(request).login(
@@ -172,7 +186,7 @@ def auth_router(prefix: str) -> APIRouter:
         )
         return _tokens(pair, response)
 
-    @router.post("/refresh")
+    @router.post("/refresh", responses=_REFUSED)
     async def refresh(body: RefreshBody, request: Request, response: Response) -> Tokens:
         """Exchange a refresh token, once, for new tokens."""
         return _tokens(await _sessions(request).refresh(body.refresh_token), response)

@@ -19,6 +19,7 @@ from svc_infra.errors import RateLimitedError, ValidationError
 
 T = TypeVar("T")
 
+MIN_PASSWORD_CHARACTERS = 8
 MAX_PASSWORD_CHARACTERS = 128
 MAX_PASSWORD_BYTES = 4 * MAX_PASSWORD_CHARACTERS
 """What that many characters can take in UTF-8; nothing longer is ever hashed."""
@@ -35,7 +36,7 @@ class PasswordPolicy:
         max_characters: Longest password, at most `MAX_PASSWORD_CHARACTERS`.
     """
 
-    min_characters: int = 8
+    min_characters: int = MIN_PASSWORD_CHARACTERS
     max_characters: int = MAX_PASSWORD_CHARACTERS
 
     def check(self, password: str, *, email: str) -> None:

@@ -21,7 +21,13 @@ from typing import Any
 from uuid import UUID
 
 from svc_infra.db.database import AsyncDatabase
-from svc_infra.errors import ConfigurationError, TenantRefusedError, UnauthorizedError
+from svc_infra.errors import (
+    ConfigurationError,
+    SvcInfraError,
+    TenantRefusedError,
+    TenantRequiredError,
+    UnauthorizedError,
+)
 from svc_infra.security.organizations import Organizations
 from svc_infra.security.principal import Principal
 from svc_infra.wiring import Wiring, wiring_of
@@ -84,6 +90,10 @@ class Tenancy:
             if tenant_id is not None:
                 return tenant_id
         return None if question.state is None else _checked(question.state)
+
+    def nothing_named(self, principal: Principal | None) -> SvcInfraError:
+        """What a request is refused with that must have a tenant and has none: 401 where a credential may name one."""
+        return UnauthorizedError() if principal is None and self._resolver is None else TenantRequiredError()
 
     async def role(self, principal: Principal, tenant_id: str) -> str | None:
         """The caller's role in the tenant; None for who is no member."""

@@ -7,11 +7,13 @@ from typing import Annotated
 from fastapi import Depends, Header, params
 from fastapi.requests import HTTPConnection
 
-from svc_infra.errors import BadRequestError, ConfigurationError, ForbiddenError, TenantRequiredError
+from svc_infra.errors import BadRequestError, ConfigurationError, ForbiddenError
 from svc_infra.obs import context
 from svc_infra.security.http import Identity, OptionalIdentity, identify_user
 from svc_infra.tenancy.context import TENANT_HEADER, Tenancy, TenantQuestion
 from svc_infra.wiring import wiring_of
+
+_RESOLVED = "svc_infra.tenant"
 
 
 async def resolve_tenant_id(
@@ -19,7 +21,7 @@ async def resolve_tenant_id(
     principal: OptionalIdentity,
     x_tenant_id: Annotated[str | None, Header(alias=TENANT_HEADER, description="The tenant to act for.")] = None,
 ) -> str | None:
-    """The tenant that this request acts for, or None when nothing names one.
+    """The tenant that this request acts for, or None when nothing names one; found once, whoever asks for it.
 
     Raises:
         BadRequestError: The header was sent more than once.
@@ -34,19 +36,29 @@ async def resolve_tenant_id(
         header=(x_tenant_id or "").strip() or None,
         state=getattr(connection.state, "tenant_id", None),
     )
-    tenant_id = await wiring_of(connection.app).get(Tenancy).resolve(question)
+    asked = wiring_of(connection.app).get(Tenancy), principal, question.header, question.state
+    before: tuple[object, str | None] = connection.scope.get(_RESOLVED, ((), None))
+    answered, tenant_id = before
+    if asked != answered:
+        tenant_id = await asked[0].resolve(question)
+        connection.scope[_RESOLVED] = asked, tenant_id
     context.current().tenant_id = tenant_id or ""
     return tenant_id
 
 
-async def require_tenant_id(tenant_id: Annotated[str | None, Depends(resolve_tenant_id)]) -> str:
+async def require_tenant_id(
+    connection: HTTPConnection,
+    principal: OptionalIdentity,
+    tenant_id: Annotated[str | None, Depends(resolve_tenant_id)],
+) -> str:
     """The tenant that this request acts for.
 
     Raises:
         TenantRequiredError: Nothing names one.
+        UnauthorizedError: Nothing names one, and a credential might.
     """
     if tenant_id is None:
-        raise TenantRequiredError
+        raise wiring_of(connection.app).get(Tenancy).nothing_named(principal)
     return tenant_id
 
 

@@ -14,7 +14,7 @@ from svc_infra.tenancy.http import RequireTenantRole, TenantId
 from svc_infra.webhooks.deliver import WebhookDelivery
 from svc_infra.webhooks.models import DeliveryState
 from svc_infra.webhooks.publish import Webhooks
-from svc_infra.webhooks.subscribe import MAX_TOPICS, Endpoints
+from svc_infra.webhooks.subscribe import MAX_TOPICS, TOPIC_PATTERN, Endpoints
 from svc_infra.wiring import wiring_of
 
 _MANAGE = [RequireTenantRole("owner", "admin")]
@@ -37,13 +37,16 @@ EndpointsDep = Annotated[Endpoints, Depends(_endpoints)]
 DeliveriesDep = Annotated[WebhookDelivery, Depends(_deliveries)]
 
 
+Pattern = Annotated[str, Field(json_schema_extra={"pattern": TOPIC_PATTERN})]
+
+
 class EndpointIn(BaseModel):
     """An address, and what it wants to be told."""
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[str, Field(min_length=1, max_length=2048)]
-    topics: Annotated[list[str], Field(min_length=1, max_length=MAX_TOPICS)] = ["*"]
+    url: Annotated[str, Field(min_length=1, max_length=2048, json_schema_extra={"format": "uri"})]
+    topics: Annotated[list[Pattern], Field(min_length=1, max_length=MAX_TOPICS)] = ["*"]
     description: Annotated[str, Field(max_length=200)] = ""
 
 

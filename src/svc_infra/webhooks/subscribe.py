@@ -18,6 +18,8 @@ from svc_infra.webhooks.vault import Vault
 MAX_ENDPOINTS = 100  # for one tenant
 MAX_TOPICS = 50  # for one endpoint
 MAX_TOPIC_LENGTH = 200
+TOPIC_PATTERN = r"^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$"
+"""What an endpoint asks for, for the documentation of an API."""
 _TOPIC = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 

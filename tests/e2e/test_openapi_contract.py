@@ -1,0 +1,228 @@
+"""Schemathesis against real servers: whatever is sent to the documented operations, the answers are as documented.
+
+Every check is on. The ranges `4XX` and `5XX`, which would document any error, are taken out of the document first: each
+status must be declared by its number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import Depends, FastAPI, Header
+from pydantic import BaseModel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from svc_infra import create_app
+from svc_infra.config import Settings
+from svc_infra.db.add import add_db
+from svc_infra.http import HttpClient
+from svc_infra.idempotency.add import add_idempotency
+from svc_infra.idempotency.http import Idempotent
+from svc_infra.middleware import RateLimitMiddleware
+from svc_infra.middleware.conditional import Conditional, etag_of
+from svc_infra.middleware.http import rate_limit
+from svc_infra.wiring import wiring_of
+from tests.app.serving import served
+from tracker.app import create
+
+SCHEMATHESIS = str(Path(sys.executable).with_name("st"))
+SEED = "20260101"
+MAX_EXAMPLES = "8"  # of each operation and way of making them
+ACCOUNT = {"email": "ana@example.com", "password": "correct horse battery"}
+
+ACCEPTED = ("2xx", "3xx", 401, 403, 404, 409, 429, "5xx")
+"""What valid data may lead to; a 5xx is found by another check."""
+ALSO_ACCEPTED = {
+    "POST /organizations": [422],  # a name's characters are printable, which is a matter of Unicode's tables
+    "POST /auth/register": [422],  # an address follows more rules than its format; a password is another text than it
+    "POST /projects/{project_id}/imports": [422],  # the file is CSV with a `title` column
+    "POST /webhooks/endpoints": [422],  # which hosts may be called is known to the guard against forged requests
+    "POST /orders": [422],  # a key that was sent before stands for one body
+    "PUT /documents/{number}": [400, 412, 428],  # a precondition is the client's to set, and wrong by chance
+}
+"""Where valid data may be refused, because a rule cannot be said in JSON Schema."""
+
+
+class Order(BaseModel):
+    """What a client orders."""
+
+    item: str
+
+
+def guarded(sql_url: str) -> FastAPI:
+    """An app whose few routes refuse in all the ways that the tracker's never do."""
+    app = create_app(name="Guarded", release="1", settings=Settings(app={"env": "test"}, sql={"url": sql_url}))
+    add_db(app)
+    add_idempotency(app)
+    app.add_middleware(RateLimitMiddleware, ())
+
+    @app.post("/orders", dependencies=[Idempotent(caller=lambda request: "ana")])
+    async def order(order: Order) -> Order:
+        return order
+
+    @app.get("/documents/{number}")
+    async def read(
+        number: int, conditional: Annotated[Conditional, Depends()], if_none_match: Annotated[str, Header()] = ""
+    ) -> int:
+        conditional.check(etag=etag_of("document"))
+        return number
+
+    @app.put("/documents/{number}", responses={400: {}})
+    async def write(
+        number: int, conditional: Annotated[Conditional, Depends()], if_match: Annotated[str, Header()] = "*"
+    ) -> int:
+        conditional.check(etag=etag_of("document"), required=True)
+        return number
+
+    @app.get("/limited", dependencies=[rate_limit("5/minute", per="ip")])
+    async def limited(number: int = 1) -> int:
+        return number
+
+    return app
+
+
+class Seen:
+    """Notes the statuses that an app answers with."""
+
+    def __init__(self, app: ASGIApp, statuses: set[int]) -> None:
+        self.app = app
+        self._statuses = statuses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._statuses.add(message["status"])
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
+async def anywhere_is_here(host: str, port: int) -> list[str]:
+    """No name is looked up: what the network knows is no business of a test's."""
+    return ["127.0.0.1"]
+
+
+@contextmanager
+def serving(app: FastAPI, folder: Path) -> Iterator[tuple[httpx2.Client, Path, set[int]]]:
+    """A server of the app, a client of it, the document without ranges, and the statuses that the app answers with."""
+    seen: set[int] = set()
+    app.add_middleware(Seen, seen)
+    wiring_of(app).provide(HttpClient, HttpClient(allow_private_addresses=True, resolve=anywhere_is_here))
+    document = app.openapi()
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert {"4XX", "5XX"} <= set(operation["responses"])
+            operation["responses"] = {
+                status: one for status, one in operation["responses"].items() if status not in ("4XX", "5XX")
+            }
+    file = folder / "openapi.json"
+    file.write_text(json.dumps(document))
+    with served(app) as (_, client):
+        yield client, file, seen
+
+
+def logged_in(client: httpx2.Client) -> dict[str, str]:
+    tokens = client.post("/auth/login", json=ACCOUNT).json()
+    return {"Authorization": f"Bearer {tokens['access_token']}"}
+
+
+def made(client: httpx2.Client, path: str, **body: Any) -> str:
+    answer = client.post(path, **body)
+    assert answer.status_code in (201, 202), answer.text
+    return str(answer.json()["id"])
+
+
+def populated(client: httpx2.Client) -> dict[str, list[str]]:
+    """Make one of everything; the identifiers by the parameters that take them."""
+    endpoint = made(client, "/webhooks/endpoints", json={"url": "https://receiver.example/"})
+    project = made(client, "/projects", json={"name": "Website"})
+    ticket = made(client, f"/projects/{project}/tickets", json={"title": "Broken"})
+    file = {"file": ("tickets.csv", b"title\nBroken\n")}
+    imported = made(client, f"/projects/{project}/imports", files=file)
+    deadline = time.monotonic() + 20
+    while not (deliveries := client.get("/webhooks/deliveries").json()):
+        assert time.monotonic() < deadline
+    return {
+        "path.endpoint_id": [endpoint],
+        "path.project_id": [project],
+        "path.ticket_id": [ticket],
+        "path.import_id": [imported],
+        "path.delivery_id": [deliveries[0]["id"]],
+    }
+
+
+def configured(
+    folder: Path, *, headers: dict[str, str], known: dict[str, list[str]], by_operation: dict[str, dict[str, str]]
+) -> Path:
+    """The configuration; half of the values of a parameter that has known ones are these."""
+    lines = ["[cache]", "enabled = false", "[generation]", 'database = "none"']
+    lines += ["[headers]", *(f"{name} = {json.dumps(value)}" for name, value in headers.items())]
+    lines += ["[dictionaries]", *(f'"{name}" = {{ values = {json.dumps(values)} }}' for name, values in known.items())]
+    lines += ["[parameters]", *(f'"{name}" = {{ dictionary = "{name}", probability = 0.5 }}' for name in known)]
+    for name, statuses in ALSO_ACCEPTED.items():
+        lines += ["[[operations]]", f'include-name = "{name}"']
+        lines += [f"checks.positive_data_acceptance.expected-statuses = {json.dumps([*ACCEPTED, *statuses])}"]
+    for name, own in by_operation.items():
+        lines += ["[[operations]]", f'include-name = "{name}"']
+        lines += [f"headers.{key} = {json.dumps(value)}" for key, value in own.items()]
+    file = folder / "schemathesis.toml"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def holds(client: httpx2.Client, document: Path, config: Path, *options: str) -> str:
+    """Let Schemathesis look for an answer that is not as documented; what it did."""
+    command: Sequence[str] = [
+        *(SCHEMATHESIS, "--config-file", str(config), "run", str(document), "--url", str(client.base_url)),
+        *("--checks", "all", "--seed", SEED, "--max-examples", MAX_EXAMPLES, "--workers", "1", "--no-color"),
+        *("--continue-on-failure", *options),
+    ]
+    done = subprocess.run(
+        command, cwd=config.parent, env=dict(os.environ), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout[-30_000:] + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+def test_the_tracker_answers_a_user_as_it_is_documented(
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    app = create(Settings(app={"env": "test"}, sql={"url": request.getfixturevalue(f"{engine}_url")}))
+    with serving(app, tmp_path) as (client, document, seen):
+        client.post("/auth/register", json=ACCOUNT)
+        headers, to_be_ended = logged_in(client), logged_in(client)
+        headers["X-Tenant-Id"] = made(client, "/organizations", json={"name": "Acme"}, headers=headers)
+        client.headers.update(headers)
+        known = populated(client)
+        ending = {"POST /auth/logout": to_be_ended}  # the others go on
+        output = holds(client, document, configured(tmp_path, headers=headers, known=known, by_operation=ending))
+        assert client.get("/projects").status_code == 200  # the login has lasted to the end
+    assert "Selected: 20/20" in output
+    assert seen >= {200, 201, 202, 204, 400, 401, 404, 405, 409, 415, 422}
+
+
+def test_the_tracker_answers_nobody_as_it_is_documented(sqlite_url: str, tmp_path: Path) -> None:
+    app = create(Settings(app={"env": "test"}, sql={"url": sqlite_url}))
+    with serving(app, tmp_path) as (client, document, seen):
+        output = holds(client, document, configured(tmp_path, headers={}, known={}, by_operation={}))
+    assert "Selected: 20/20" in output
+    assert seen >= {201, 400, 401, 405, 409, 415, 422}
+
+
+def test_guards_answer_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:
+    with serving(guarded(sqlite_url), tmp_path) as (client, document, seen):
+        known = {"header.if-match": ['"another"']}
+        output = holds(client, document, configured(tmp_path, headers={}, known=known, by_operation={}))
+    assert "Selected: 4/4" in output
+    assert seen >= {200, 400, 404, 405, 412, 422, 428, 429}
