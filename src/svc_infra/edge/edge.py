@@ -169,5 +169,5 @@ class EdgeMiddleware:
 
 
 def _context(sent: Sent) -> Context:
-    fresh = f"{getrandbits(320):080x}"
+    fresh = getrandbits(320).to_bytes(40).hex()
     return Context(sent.request_id or fresh[:32], sent.trace.trace_id if sent.trace else fresh[32:64], fresh[64:])

@@ -20,6 +20,8 @@ ANSWER_HEADERS = "svc_infra.answer_headers"
 MAX_LENGTH_DIGITS = 18  # a body of more bytes is too large by any limit, and so are its first digits
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID_HEADER, _TRACEPARENT, _LENGTH = b"x-request-id", b"traceparent", b"content-length"
+_READ = frozenset([_REQUEST_ID_HEADER, _TRACEPARENT, _LENGTH])
 
 
 class Sent(NamedTuple):
@@ -34,21 +36,19 @@ class Sent(NamedTuple):
 
 def read_headers(headers: Collection[tuple[bytes, bytes]]) -> Sent:
     """Read the headers; a value that is missing, repeated or not well formed counts as not sent."""
-    values = dict(headers)
-    request_id = traceparent = ""
-    if b"x-request-id" in values:
-        request_id = _only(b"x-request-id", headers)
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = ""
-    if b"traceparent" in values:
-        traceparent = _only(b"traceparent", headers)
-    length = values.get(b"content-length", b"")
-    if len(values) == len(headers):
-        header_bytes = len(b"".join([*values, *values.values()]))
-    else:
-        header_bytes = sum(len(name) + len(value) for name, value in headers)
+    header_bytes = 0
+    found: list[tuple[bytes, bytes]] = []
+    for header in headers:
+        name, value = header
+        header_bytes += len(name) + len(value)
+        if name in _READ:
+            found.append(header)
+    if not found:
+        return Sent("", None, 0, len(headers), header_bytes)
+    request_id, traceparent = _only(_REQUEST_ID_HEADER, found), _only(_TRACEPARENT, found)
+    length = dict(found).get(_LENGTH, b"")
     return Sent(
-        request_id,
+        request_id if _REQUEST_ID.fullmatch(request_id) else "",
         parse_traceparent(traceparent) if traceparent else None,
         int(length[:MAX_LENGTH_DIGITS]) if length.isdigit() else 0,
         len(headers),

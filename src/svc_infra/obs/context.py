@@ -32,7 +32,7 @@ class Context:
 
     def known(self) -> dict[str, str]:
         """The facts that are known, for a log line."""
-        return {name: fact for name, fact in zip(_FIELDS, self.facts(), strict=True) if fact}
+        return known(self.facts())
 
     def carried(self) -> dict[str, str]:
         """The facts that travel into a job or an event."""
@@ -42,6 +42,15 @@ class Context:
 _FIELDS = tuple(field.name for field in fields(Context) if field.name != "deadline")
 _facts: Callable[[Context], tuple[str, ...]] = attrgetter(*_FIELDS)
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
+
+
+def known(facts: tuple[str, ...]) -> dict[str, str]:
+    """Those of `Context.facts` that are known, by name."""
+    named = {}
+    for name, fact in zip(_FIELDS, facts):  # noqa: B905 - both are of this class, and to say so would cost as much again
+        if fact:
+            named[name] = fact
+    return named
 
 
 def current() -> Context:

@@ -1,4 +1,4 @@
-"""Lines that a thread makes and writes, so that no request waits for a terminal, a pipe or a disk."""
+"""Lines that a thread writes, so that no request waits for a terminal, a pipe or a disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ FLUSH_LINES = 2048
 """When so many wait, they are written without waiting for more."""
 FLUSH_SECONDS = 0.2
 """Longest wait of a line, and the most that is lost when the process is killed."""
-CHUNK_LINES = 128
-"""So many are made and written at once; between two chunks the event loop can run."""
+BATCH_LINES = 64
+"""So many are made at once. Making them keeps the interpreter busy, so a batch is the longest that requests wait."""
 
 
 class LineBuffer(Generic[T]):
     """Collects what is to be written as lines on standard error.
 
-    Making many lines one after the other costs less than making each on its request's way, so they wait unmade.
+    Making many lines one after the other costs less than making each on its request's way, so they wait until there is
+    a batch of them. Who brings the last one makes them all: a thread that made thousands would keep the interpreter
+    from the event loop for all that time, because Python runs one thread at a time.
 
     Args:
         make: Makes a line, which ends in a newline, and never fails.
@@ -53,7 +55,9 @@ class LineBuffer(Generic[T]):
         self._flush_lines = flush_lines
         self._flush_seconds = flush_seconds
         self._thread: Thread | None = None
-        self._waiting: list[T] = []
+        self._waiting = 0
+        self._batch: list[T] = []
+        self._made: list[bytes] = []
         self._stream: TextIO | None = sys.stderr
         self._told = 0
         self._lock, self._writing = Lock(), Lock()
@@ -63,11 +67,15 @@ class LineBuffer(Generic[T]):
     def put(self, line: T) -> None:
         """Take what is to become a line, or drop and count it."""
         with self._lock:
-            count = len(self._waiting)
+            count = self._waiting
             if count >= self._max_lines:
                 self.dropped += 1
                 return
-            self._waiting.append(line)
+            self._waiting = count + 1
+            self._batch.append(line)
+            if len(self._batch) == BATCH_LINES:
+                self._made.append(b"".join(map(self._make, self._batch)))
+                self._batch = []
         if count == 0:
             self._begin()
         elif count + 1 == self._flush_lines:
@@ -77,11 +85,11 @@ class LineBuffer(Generic[T]):
         """Write what waits."""
         with self._writing:
             with self._lock:
-                waiting, self._waiting = self._waiting, []
+                lines, made, batch = self._waiting, self._made, self._batch
+                self._waiting, self._made, self._batch = 0, [], []
                 stream, dropped = self._stream, self.dropped
-            for first in range(0, len(waiting), CHUNK_LINES):
-                chunk = waiting[first : first + CHUNK_LINES]
-                self._write(stream, b"".join(map(self._make, chunk)), lines=len(chunk))
+            if lines:
+                self._write(stream, b"".join([*made, *map(self._make, batch)]), lines=lines)
             if dropped != self._told:
                 self._write(stream, self._make_dropped(dropped - self._told), lines=0)
                 self._told = dropped
@@ -90,7 +98,8 @@ class LineBuffer(Generic[T]):
         """Begin anew in the child of a fork: what waits is the parent's to write, and its thread is not here."""
         self.pid = os.getpid()
         self._thread = None
-        self._waiting, self._told = [], self.dropped
+        self._waiting, self._batch, self._made = 0, [], []
+        self._told = self.dropped
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
 

@@ -20,7 +20,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
-from svc_infra.obs.context import Context, current
+from svc_infra.obs.context import current, known
 from svc_infra.obs.line_buffer import LineBuffer
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
 
@@ -52,24 +52,24 @@ class Answered(NamedTuple):
 
     def described(self) -> tuple[str, dict[str, Any]]:
         """The line's message and fields; nothing in them is long, and no credential in the path gets out."""
-        path = redacted(self.path[:MAX_PATH_CHARS])
+        method, path, route, status, sent_bytes, seconds, first_byte_seconds, client_ip = self
+        path = redacted(path[:MAX_PATH_CHARS])
         fields = {
-            "method": self.method,
-            "route": self.route,
+            "method": method,
+            "route": route,
             "path": path,
-            "status": self.status,
-            "bytes": self.sent_bytes,
-            "duration_ms": round(self.seconds * 1000, 3),
-            "client_ip": self.client_ip,
+            "status": status,
+            "bytes": sent_bytes,
+            "duration_ms": int(seconds * 1e6) / 1000,
+            "client_ip": client_ip,
         }
-        if self.first_byte_seconds is not None:
-            fields["first_byte_ms"] = round(self.first_byte_seconds * 1000, 3)
-        return f"{self.method} {path} {self.status}", fields
+        if first_byte_seconds is not None:
+            fields["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
+        return f"{method} {path} {status}", fields
 
 
-Entry = tuple[Any, ...]
-"""An access line that is still to be made: the time, the facts of its context, the request. A plain tuple of strings
-and numbers, because thousands of them wait at a time, and the garbage collector need not look at such."""
+Entry = tuple[float, tuple[str, ...], Answered]
+"""An access line that is still to be made: the time, the facts of its context, the request."""
 
 
 class EventLogger(BoundLoggerBase):
@@ -171,7 +171,7 @@ class LineHandler(logging.Handler):
         """Write an access line."""
         if answered.path in self.drop_paths:
             return
-        entry: Entry = (time(), *current().facts(), *answered)
+        entry = (time(), current().facts(), answered)
         if self.as_json:
             self._buffer.put(entry)
             return
@@ -198,9 +198,9 @@ class LineHandler(logging.Handler):
         super().close()
 
     def _request_line(self, entry: Entry) -> dict[str, Any]:
-        message, fields = Answered._make(entry[-len(Answered._fields) :]).described()
-        context = Context(*entry[1 : -len(Answered._fields)])
-        return {**self._begun(entry[0], "INFO", message), **context.known(), **fields}
+        seconds, facts, answered = entry
+        message, fields = answered.described()
+        return {**self._begun(seconds, "INFO", message), **known(facts), **fields}
 
     def _made(self, entry: Entry) -> bytes:
         try:
