@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from svc_infra.app.mounts import adopt_mounts
 from svc_infra.app.problems import add_problems, leave_to_the_edge
 from svc_infra.app.routers import include_package, router
-from svc_infra.app.simple_route import SimpleRoute, shorten
+from svc_infra.app.simple_route import SimpleRoute
 from svc_infra.config import Environment, Settings
 from svc_infra.edge.add import add_edge
 from svc_infra.edge.edge import EdgeMiddleware
@@ -35,7 +35,6 @@ class Service(FastAPI):
         Whatever escapes from the routes or from a user's middleware reaches the edge, which answers with a problem.
         """
         adopt_mounts(self)
-        shorten(self)
         stack = super().build_middleware_stack()
         if isinstance(stack, ServerErrorMiddleware) and stack.handler is leave_to_the_edge:
             stack = stack.app  # it would only pass on what the edge answers

@@ -7,9 +7,10 @@ from pkgutil import iter_modules
 
 from fastapi import APIRouter, FastAPI
 
+from svc_infra.app.simple_route import SimpleRoute
 from svc_infra.errors import ConfigurationError
 
-router = APIRouter()
+router = APIRouter(route_class=SimpleRoute)
 """Its routes are part of every app that `create_app` makes, whether they are added before or after."""
 
 

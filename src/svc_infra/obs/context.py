@@ -46,11 +46,7 @@ _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=N
 
 def known(facts: tuple[str, ...]) -> dict[str, str]:
     """Those of `Context.facts` that are known, by name."""
-    named = {}
-    for name, fact in zip(_FIELDS, facts):  # noqa: B905 - both are of this class, and to say so would cost as much again
-        if fact:
-            named[name] = fact
-    return named
+    return {name: fact for name, fact in zip(_FIELDS, facts) if fact}  # noqa: B905 - its check would cost as much again
 
 
 def current() -> Context:
