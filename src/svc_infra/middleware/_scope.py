@@ -75,7 +75,8 @@ def route_template(scope: Scope, root_path: str) -> str:
         scope: The request's scope, after the app has answered.
         root_path: The scope's `root_path` before; what mounts have added to it belongs to the template.
     """
-    included = scope.get("fastapi", {}).get("effective_route_context")  # with the prefix of `include_router`
+    fastapi = scope.get("fastapi")
+    included = fastapi.get("effective_route_context") if fastapi else None  # with the prefix of `include_router`
     route = scope.get("route") or getattr(included, "starlette_route", None) or _starlette_route(scope)
     if route is None:
         return UNMATCHED
@@ -108,7 +109,6 @@ def log_answered(
     scope: Scope, route: str, status: int, sent_bytes: int, seconds: float, first_byte_seconds: float | None = None
 ) -> None:
     """Write the access line of an answered request."""
-    method = scope.get("method", "WEBSOCKET")
-    log_request(
-        Answered(method, scope["path"], route, status, sent_bytes, seconds, first_byte_seconds, client_ip(scope))
-    )
+    method, client = scope.get("method", "WEBSOCKET"), scope.get("client")
+    client_ip = str(client[0]) if client else ""
+    log_request(Answered(method, scope["path"], route, status, sent_bytes, seconds, first_byte_seconds, client_ip))

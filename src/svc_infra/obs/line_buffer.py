@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import Event, Lock, Thread
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 MAX_LINES = 8192
 """Most lines that wait to be written; those that come when so many wait are dropped and counted."""
-FLUSH_LINES = 2048
+FLUSH_LINES = 512
 """When so many wait, they are written without waiting for more."""
 FLUSH_SECONDS = 0.2
 """Longest wait of a line, and the most that is lost when the process is killed."""
@@ -55,9 +56,10 @@ class LineBuffer(Generic[T]):
         self._flush_lines = flush_lines
         self._flush_seconds = flush_seconds
         self._thread: Thread | None = None
-        self._waiting = 0
-        self._batch: list[T] = []
+        self._is_begun = False
+        self._unmade: deque[T] = deque()  # whose ends are safe to use from several threads without a lock
         self._made: list[bytes] = []
+        self._made_lines = 0
         self._stream: TextIO | None = sys.stderr
         self._told = 0
         self._lock, self._writing = Lock(), Lock()
@@ -65,31 +67,24 @@ class LineBuffer(Generic[T]):
         os.register_at_fork(after_in_child=partial(_start_over, ref(self)))
 
     def put(self, line: T) -> None:
-        """Take what is to become a line, or drop and count it."""
-        with self._lock:
-            count = self._waiting
-            if count >= self._max_lines:
-                self.dropped += 1
-                return
-            self._waiting = count + 1
-            self._batch.append(line)
-            if len(self._batch) == BATCH_LINES:
-                self._made.append(b"".join(map(self._make, self._batch)))
-                self._batch = []
-        if count == 0:
+        """Take what is to become a line; it is dropped and counted where too many wait already."""
+        self._unmade.append(line)
+        if len(self._unmade) >= BATCH_LINES:
+            self._make_batch()
+        if not self._is_begun:
             self._begin()
-        elif count + 1 == self._flush_lines:
-            self._full.set()
 
     def flush(self) -> None:
         """Write what waits."""
         with self._writing:
+            self._is_begun = False  # before anything is taken: what comes now is seen here, or begins anew
             with self._lock:
-                lines, made, batch = self._waiting, self._made, self._batch
-                self._waiting, self._made, self._batch = 0, [], []
+                self._make_waiting()
+                made, lines = self._made, self._made_lines
+                self._made, self._made_lines = [], 0
                 stream, dropped = self._stream, self.dropped
             if lines:
-                self._write(stream, b"".join([*made, *map(self._make, batch)]), lines=lines)
+                self._write(stream, b"".join(made), lines=lines)
             if dropped != self._told:
                 self._write(stream, self._make_dropped(dropped - self._told), lines=0)
                 self._told = dropped
@@ -98,12 +93,33 @@ class LineBuffer(Generic[T]):
         """Begin anew in the child of a fork: what waits is the parent's to write, and its thread is not here."""
         self.pid = os.getpid()
         self._thread = None
-        self._waiting, self._batch, self._made = 0, [], []
+        self._is_begun = False
+        self._unmade.clear()
+        self._made, self._made_lines = [], 0
         self._told = self.dropped
         self._lock, self._writing = Lock(), Lock()
         self._begun, self._full = Event(), Event()
 
+    def _make_batch(self) -> None:
+        with self._lock:
+            if len(self._unmade) < BATCH_LINES:  # another thread has just made them
+                return
+            self._make_waiting()
+            is_full = self._made_lines >= self._flush_lines
+        if is_full:
+            self._full.set()
+
+    def _make_waiting(self) -> None:
+        count, take = len(self._unmade), self._unmade.popleft
+        taken = [take() for _ in range(count)]
+        if self._made_lines + count > self._max_lines:
+            self.dropped += count
+        else:
+            self._made.append(b"".join(map(self._make, taken)))
+            self._made_lines += count
+
     def _begin(self) -> None:
+        self._is_begun = True
         self._stream = sys.stderr
         if self._thread is None:
             self._thread = Thread(target=self._run, name="access-log", daemon=True)

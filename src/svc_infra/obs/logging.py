@@ -20,7 +20,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
-from svc_infra.obs.context import current, known
+from svc_infra.obs.context import FACTS, current, current_facts
 from svc_infra.obs.line_buffer import LineBuffer
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
 
@@ -50,11 +50,12 @@ class Answered(NamedTuple):
     first_byte_seconds: float | None
     client_ip: str
 
-    def described(self) -> tuple[str, dict[str, Any]]:
+    def described(self) -> dict[str, Any]:
         """The line's message and fields; nothing in them is long, and no credential in the path gets out."""
         method, path, route, status, sent_bytes, seconds, first_byte_seconds, client_ip = self
         path = redacted(path[:MAX_PATH_CHARS])
-        fields = {
+        described = {
+            "message": f"{method} {path} {status}",
             "method": method,
             "route": route,
             "path": path,
@@ -64,8 +65,8 @@ class Answered(NamedTuple):
             "client_ip": client_ip,
         }
         if first_byte_seconds is not None:
-            fields["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
-        return f"{method} {path} {status}", fields
+            described["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
+        return described
 
 
 Entry = tuple[float, tuple[str, ...], Answered]
@@ -171,7 +172,7 @@ class LineHandler(logging.Handler):
         """Write an access line."""
         if answered.path in self.drop_paths:
             return
-        entry = (time(), current().facts(), answered)
+        entry = (time(), current_facts(), answered)
         if self.as_json:
             self._buffer.put(entry)
             return
@@ -199,8 +200,9 @@ class LineHandler(logging.Handler):
 
     def _request_line(self, entry: Entry) -> dict[str, Any]:
         seconds, facts, answered = entry
-        message, fields = answered.described()
-        return {**self._begun(seconds, "INFO", message), **known(facts), **fields}
+        line = {**self._begun(seconds, "INFO"), **answered.described()}
+        line.update([named for named in zip(FACTS, facts) if named[1]])  # noqa: B905 - its check would cost as much
+        return line
 
     def _made(self, entry: Entry) -> bytes:
         try:
@@ -210,15 +212,14 @@ class LineHandler(logging.Handler):
             return b""
 
     def _made_dropped(self, count: int) -> bytes:
-        return _as_json({**self._begun(time(), "WARNING", "access_log.dropped"), "dropped": count})
+        return _as_json({**self._begun(time(), "WARNING"), "message": "access_log.dropped", "dropped": count})
 
-    def _begun(self, seconds: float, level: str, message: str) -> dict[str, Any]:
+    def _begun(self, seconds: float, level: str) -> dict[str, Any]:
         return {
             "time": datetime.fromtimestamp(seconds, UTC),
             "level": level,
             "logger": _requests.name,
             "pid": self._buffer.pid,
-            "message": message,
         }
 
     def _put(self, line: dict[str, Any]) -> None:
@@ -248,8 +249,8 @@ def log_request(answered: Answered) -> None:
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
         handlers[0].write_request(answered)
     else:
-        message, fields = answered.described()
-        _requests.info("%s", message, extra={_FIELDS: fields})
+        fields = answered.described()
+        _requests.info("%s", fields.pop("message"), extra={_FIELDS: fields})
 
 
 def setup_logging(
