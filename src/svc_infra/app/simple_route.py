@@ -1,7 +1,8 @@
 """Routes that are simple enough to be answered with half of the work.
 
-FastAPI solves the dependencies of every request anew, also where a route has none, and makes a second response to carry
-headers that nobody sets. A coroutine function that takes nothing but path and query parameters needs neither.
+FastAPI solves the dependencies of every request anew, also where a route has none, looks up anew how each parameter is
+declared, and makes a second response to carry headers that nobody sets. A coroutine function that takes nothing but
+path and query parameters needs none of that.
 
 Whatever is not as expected goes FastAPI's own way: a function that takes more, an app under FastAPI's telemetry, a tool
 that has put itself in the place of FastAPI's functions, a FastAPI that was not tested.
@@ -10,7 +11,8 @@ that has put itself in the place of FastAPI's functions, a FastAPI that was not 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -26,6 +28,7 @@ TESTED_FASTAPI = "0.165."
 """Functions used here are no public interface: on another version every route is FastAPI's own."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Reader = Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[Any]]]
 
 _ALONE = {"path_params", "query_params", "name", "call", "use_cache", "path", "scope"}
 """What the declaration of a simple route may consist of."""
@@ -64,10 +67,8 @@ def _is_simple(route: Any) -> bool:
 
 
 def _shortened(route: Any, full: Handler) -> Handler:
-    from fastapi.dependencies.utils import request_params_to_args
-
     dependant, call = route.dependant, route.endpoint
-    path_params, query_params = dependant.path_params, dependant.query_params
+    read_path, read_query = _reader(dependant.path_params), _reader(dependant.query_params)
     steps = vars(routing)
     solve, run, serialize = (steps[name] for name in _REPLACEABLE)
     produce = _producer(route)
@@ -82,9 +83,9 @@ def _shortened(route: Any, full: Handler) -> Handler:
             or steps["serialize_response"] is not serialize
         ):
             return await full(request)
-        values, errors = request_params_to_args(path_params, request.path_params)
-        if query_params:
-            more, wrong = request_params_to_args(query_params, request.query_params)
+        values, errors = read_path(request.path_params) if read_path else ({}, [])
+        if read_query:
+            more, wrong = read_query(request.query_params)
             values.update(more)
             errors += wrong
         if errors:
@@ -93,6 +94,44 @@ def _shortened(route: Any, full: Handler) -> Handler:
         return result if isinstance(result, Response) else await produce(request, result)
 
     return handler
+
+
+def _reader(fields: list[Any]) -> Reader | None:
+    """The function that reads these parameters of a request; None where there are none."""
+    from fastapi._compat import Undefined, field_annotation_is_sequence
+    from fastapi.dependencies.utils import (
+        _get_param_aliases,
+        _get_param_model,
+        _validate_value_with_model_field,
+        request_params_to_args,
+    )
+
+    if not fields:
+        return None
+    aliases = {field.name: _get_param_aliases(field) for field in fields}
+    for field in fields:
+        is_model = _get_param_model(field) is not None
+        if is_model or field_annotation_is_sequence(field.field_info.annotation) or len(aliases[field.name]) > 1:
+            return partial(request_params_to_args, fields)
+    plan = [(field, aliases[field.name][0][1], field.field_info.in_.value) for field in fields]
+
+    def read(received: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        values: dict[str, Any] = {}
+        errors: list[Any] = []
+        for field, alias, where in plan:
+            value = received.get(alias)
+            if value is None:
+                loc = (where, alias)
+                value, wrong = _validate_value_with_model_field(field=field, value=Undefined, values=values, loc=loc)
+            else:
+                value, wrong = field.validate(value, values, loc=(where, alias))
+            if wrong:
+                errors += wrong
+            else:
+                values[field.name] = value
+        return values, errors
+
+    return read
 
 
 def _producer(route: Any) -> Callable[[Request, Any], Awaitable[Response]]:
