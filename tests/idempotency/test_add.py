@@ -11,6 +11,8 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
+from svc_infra import create_app
+from svc_infra.app import SimpleRoute
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.add import add_db
@@ -72,6 +74,14 @@ async def test_a_route_class_of_the_apps_own_is_kept(sqlite_db: AsyncDatabase) -
     app.router.route_class = Mine
     add_idempotency(app)
     assert app.router.route_class is Mine
+
+
+def test_routes_that_are_not_guarded_stay_what_create_app_makes_them(sqlite_db: AsyncDatabase) -> None:
+    app = create_app()
+    add_idempotency(app)
+    add_idempotency(app)
+    assert issubclass(app.router.route_class, IdempotentRoute)
+    assert app.router.route_class.__mro__[1:3] == (IdempotentRoute, SimpleRoute)
 
 
 async def test_a_server_that_is_gone_makes_the_app_not_ready() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import fastapi
 from fastapi import Request, Response, routing
@@ -43,6 +43,9 @@ class SimpleRoute(APIRoute):
     The routes of `create_app` and of the global router are of this class; `APIRouter(route_class=SimpleRoute)` makes
     those of another router so.
     """
+
+    is_default: ClassVar[bool] = True
+    """No user has chosen this class: a room whose routes need one of their own may put it in front."""
 
     def get_route_handler(self) -> Handler:
         """The function that answers a request."""

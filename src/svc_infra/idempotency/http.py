@@ -138,8 +138,11 @@ class IdempotentRoute(APIRoute):
 
 def use_route(app: FastAPI) -> None:
     """Make the routes that the app itself declares from now on guardable."""
-    if app.router.route_class is APIRoute:
+    chosen = app.router.route_class
+    if chosen is APIRoute:
         app.router.route_class = IdempotentRoute
+    elif getattr(chosen, "is_default", False) and not issubclass(chosen, IdempotentRoute):  # `create_app` has chosen it
+        app.router.route_class = type("IdempotentRoute", (IdempotentRoute, chosen), {})
 
 
 def check_routes(app: FastAPI) -> None:
