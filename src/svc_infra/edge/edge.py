@@ -129,11 +129,13 @@ class EdgeMiddleware:
         if self._hosts and not is_ops:
             self._hosts.check(scope["headers"])
         if self._cors is not None:
-            headers = Headers(scope=scope)
-            if is_preflight(scope, headers):
-                await answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
-                return
-            exchange.share(self._cors, headers)
+            exchange.varies = b"origin" not in dict(scope["headers"])
+            if not exchange.varies:
+                headers = Headers(scope=scope)
+                if is_preflight(scope, headers):
+                    await answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
+                    return
+                exchange.share(self._cors, headers)
         if len(scope.get("raw_path") or path) + len(scope["query_string"]) > limits.max_url_bytes:
             raise UriTooLongError
         if sent.headers > limits.max_headers or sent.header_bytes > limits.max_header_bytes:

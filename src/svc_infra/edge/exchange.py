@@ -68,6 +68,7 @@ class Exchange:
         "reads",
         "sent_bytes",
         "status",
+        "varies",
     )
 
     def __init__(self, rules: Rules, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
@@ -92,6 +93,8 @@ class Exchange:
         self.reads = False
         self.sent_bytes = 0
         self.status = 0
+        self.varies = False
+        """Another origin would get other headers."""
 
     def share(self, rules: CORSMiddleware, headers: Headers) -> None:
         """Tell the page that asks what it may read of whatever answer follows."""
@@ -226,6 +229,8 @@ class Exchange:
             present = by_name(headers)
         if b"x-request-id" in present:
             headers = [header for header in headers if header[0].lower() != b"x-request-id"]
+        if self.varies:
+            headers.append((b"vary", b"Origin"))
         headers.append((b"x-request-id", self.context.request_id.encode()))
         headers += rules.security.missing(present, scope["scheme"] == "https")
         if (self._closes or rules.wiring.phase is Phase.DRAINING) and scope["http_version"][0] == "1":
