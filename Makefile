@@ -27,9 +27,13 @@ check: $(VENV)/.dev-stamp ## Check style, format, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.dev-stamp ## Measure the HTTP stack and the job queues, side by side with their peers
+bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queues, side by side with their peers
 	@$(BIN)/python -m bench.http
+	@$(BIN)/python -m bench.http_peers
+	@$(BIN)/python -m bench.round_trips
+	@$(BIN)/python -m bench.cache --install
 	@$(BIN)/python -m bench.jobs
+	@$(BIN)/python -m bench.restarts --restarts 20
 
 lock: $(UV) ## Compile the lock files (UPGRADE=1 takes the newest versions)
 	@$(COMPILE) --extra dev --output-file requirements/dev.txt

@@ -1,4 +1,4 @@
-"""One route on bare Starlette, bare FastAPI and a svc-infra app with every default on; and an app to restart."""
+"""Our apps: the defaults, more than the defaults, and one to restart."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.routing import Route
+from fastapi.responses import PlainTextResponse
 
 from svc_infra import create_app, easy_service_app
+from svc_infra.config import Settings
+from svc_infra.middleware import RateLimitMiddleware
 
 
-async def _starlette_item(request: Request) -> JSONResponse:
-    return JSONResponse({"id": int(request.path_params["item_id"]), "name": "item"})
-
-
-starlette_app = Starlette(routes=[Route("/items/{item_id}", _starlette_item)])
-fastapi_app = FastAPI()
-svc_infra_app = easy_service_app(name="bench", release="1.0.0")
-
-
-@fastapi_app.get("/items/{item_id}")
-@svc_infra_app.get("/items/{item_id}")
 async def item(item_id: int) -> dict[str, object]:
     """One item."""
     return {"id": item_id, "name": "item"}
+
+
+def made(**sections: dict[str, Any]) -> FastAPI:
+    """An app with every default on, but for these sections of its settings."""
+    app = easy_service_app(name="bench", release="1.0.0", settings=Settings(**sections) if sections else None)
+    app.get("/items/{item_id}")(item)
+    return app
+
+
+def guarded() -> FastAPI:
+    """With what `bench.http_peer_app` has beyond our defaults: pages of another origin, and a rate limit."""
+    app = made(cors={"origins": ["https://app.example.com"]})
+    app.add_middleware(RateLimitMiddleware, rate="1000000/second")
+    return app
+
+
+svc_infra_app = made()
 
 
 class _Room:

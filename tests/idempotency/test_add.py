@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy import text
 
+from svc_infra import create_app
+from svc_infra.app import SimpleRoute
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.add import add_db
@@ -83,6 +85,14 @@ async def test_a_route_class_that_knows_no_keys_is_kept_beneath() -> None:
     add_idempotency(app)
     assert issubclass(app.router.route_class, Mine)
     assert issubclass(app.router.route_class, IdempotentRoute)
+
+
+def test_routes_that_are_not_guarded_stay_what_create_app_makes_them(sqlite_db: AsyncDatabase) -> None:
+    app = create_app()
+    add_idempotency(app)
+    add_idempotency(app)
+    assert issubclass(app.router.route_class, IdempotentRoute)
+    assert app.router.route_class.__mro__[1:3] == (IdempotentRoute, SimpleRoute)
 
 
 async def test_a_server_that_is_gone_makes_the_app_not_ready() -> None:

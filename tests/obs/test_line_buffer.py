@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from svc_infra.obs.line_buffer import LineBuffer
+from svc_infra.obs.line_buffer import BATCH_LINES, LineBuffer
 
 NEVER = 3600.0
 
@@ -82,15 +82,15 @@ def test_a_line_waits_no_longer_than_it_may(stream: Stream, buffer: Made) -> Non
 
 
 def test_many_lines_do_not_wait_at_all(stream: Stream, buffer: Made) -> None:
-    lines = buffer(flush_lines=10)
-    for _ in range(30):
+    lines = buffer(flush_lines=BATCH_LINES)
+    for _ in range(BATCH_LINES):
         lines.put(b"four\n")
     wait_for(stream.came)
 
 
 def test_a_blocked_output_blocks_nobody_and_every_line_is_written_or_counted(stream: Stream, buffer: Made) -> None:
     stream.free.clear()
-    lines = buffer(max_lines=100, flush_lines=10)
+    lines = buffer(max_lines=100, flush_lines=BATCH_LINES)
     for number in range(1000):
         lines.put(b"%09d\n" % number)
     wait_for(stream.came)

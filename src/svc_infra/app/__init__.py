@@ -2,6 +2,7 @@
 
 - `factory`: `create_app`, `easy_service_app`
 - `routers`: the global `router`, `include_package`
+- `simple_route`: `SimpleRoute`, which answers with half of the work where a function takes only parameters
 - `problems`: errors that routes raise, as answers
 - `validation`: what a 422 says about each value
 - `mounts`: mounted apps use the rooms of the app around them
@@ -16,10 +17,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from svc_infra.app.factory import create_app, easy_service_app
     from svc_infra.app.routers import include_package, router
+    from svc_infra.app.simple_route import SimpleRoute
 
-__all__ = ["create_app", "easy_service_app", "include_package", "router"]
+__all__ = ["SimpleRoute", "create_app", "easy_service_app", "include_package", "router"]
 
-_HOMES = {"create_app": "factory", "easy_service_app": "factory", "include_package": "routers", "router": "routers"}
+_HOMES = {
+    "SimpleRoute": "simple_route",
+    "create_app": "factory",
+    "easy_service_app": "factory",
+    "include_package": "routers",
+    "router": "routers",
+}
 
 
 def __getattr__(name: str) -> object:

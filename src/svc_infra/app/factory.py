@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan
 
 from svc_infra.app.mounts import adopt_mounts
 from svc_infra.app.problems import add_problems, leave_to_the_edge
 from svc_infra.app.routers import include_package, router
-from svc_infra.app.simple_route import SimpleRoute, shorten
+from svc_infra.app.simple_route import SimpleRoute
 from svc_infra.config import Environment, Settings
 from svc_infra.edge.add import add_edge
 from svc_infra.edge.edge import EdgeMiddleware
-from svc_infra.errors import ConfigurationError, SvcInfraError
+from svc_infra.errors import ConfigurationError
 from svc_infra.obs.add import add_observability
 from svc_infra.openapi.add import add_openapi
 from svc_infra.ops.add import add_probes
@@ -35,25 +34,10 @@ class Service(FastAPI):
         Whatever escapes from the routes or from a user's middleware reaches the edge, which answers with a problem.
         """
         adopt_mounts(self)
-        shorten(self)
         stack = super().build_middleware_stack()
         if isinstance(stack, ServerErrorMiddleware) and stack.handler is leave_to_the_edge:
             stack = stack.app  # it would only pass on what the edge answers
         return EdgeMiddleware(stack, wiring=wiring_of(self))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; a start that fails for a reason that the library knows is one sentence in the server's log."""
-        await super().__call__(scope, receive, _plainly(send) if scope["type"] == "lifespan" else send)
-
-
-def _plainly(send: Send) -> Send:
-    async def tell(message: Message) -> None:
-        error = sys.exc_info()[1]  # Starlette tells of a failure while it handles it, with a traceback for a message
-        if message["type"] == "lifespan.startup.failed" and isinstance(error, SvcInfraError):
-            message = {**message, "message": error.detail}
-        await send(message)
-
-    return tell
 
 
 def create_app(

@@ -6,10 +6,22 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from fastapi import APIRouter, FastAPI
+from starlette.routing import Match
+from starlette.types import Scope
 
+from svc_infra.app.simple_route import SimpleRoute
 from svc_infra.errors import ConfigurationError
 
-router = APIRouter()
+
+class GlobalRouter(APIRouter):
+    """The global router, which every app includes, also those that have no use for it."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Which of its routes answers."""
+        return super().matches(scope) if self.routes else (Match.NONE, {})
+
+
+router = GlobalRouter(route_class=SimpleRoute)
 """Its routes are part of every app that `create_app` makes, whether they are added before or after."""
 
 

@@ -19,6 +19,8 @@ class Handling(Protocol):
     """A request whose answer has not begun."""
 
     context: Context
+    admitted: bool
+    """Its handler runs, or has run."""
     reads: bool
     """Its handler waits for the client, which has a limit of its own."""
 
@@ -47,8 +49,8 @@ class Admission:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
 
-    def enter(self, handling: Handling, now: float, *, always: bool) -> bool:
-        """Let a handler run if there is a place.
+    def enter(self, handling: Handling, now: float, always: bool) -> bool:
+        """Let a handler run if there is a place; from then on it has a deadline until its answer begins.
 
         Args:
             handling: Its request.
@@ -61,6 +63,7 @@ class Admission:
         if len(self._running) >= self._max_concurrency and not always:
             return False
         self._running.add(handling)
+        handling.admitted = True
         handling.context.deadline = now + self._seconds
         if self._timer is None or not self._loop.is_running():  # each run of an app may have a loop of its own
             self._watch(self._seconds)
@@ -81,6 +84,7 @@ class Admission:
         except BaseException as error:
             self._queue.pop(handling, None)
             self.leave(handling)  # the place may have come at the same moment
+            handling.admitted = False
             if isinstance(error, TimeoutError):
                 raise _shed("queue_timeout") from None
             raise

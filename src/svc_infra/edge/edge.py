@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from random import getrandbits
 from time import monotonic
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svc_infra.config import Environment
 from svc_infra.edge.admission import Admission
@@ -14,7 +15,7 @@ from svc_infra.edge.cors import answer_preflight, cors, is_preflight
 from svc_infra.edge.exchange import Exchange, Rules
 from svc_infra.edge.handshake import Handshake
 from svc_infra.edge.hosts import TrustedHosts
-from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, UriTooLongError
+from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, SvcInfraError, UriTooLongError
 from svc_infra.middleware._scope import EDGE, Sent, log_answered, read_headers, route_template
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.middleware.security_headers import SecurityHeaders
@@ -62,7 +63,7 @@ class EdgeMiddleware:
         """Answer one request, or run the app's lifespan."""
         with self._wiring.active():
             if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, _plainly(send))
                 return
             self._wiring.request_started()
             try:
@@ -127,21 +128,25 @@ class EdgeMiddleware:
         if self._hosts and not is_ops:
             self._hosts.check(scope["headers"])
         if self._cors is not None:
-            headers = Headers(scope=scope)
-            if is_preflight(scope, headers):
-                await answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
-                return
-            exchange.share(self._cors, headers)
+            exchange.varies = b"origin" not in dict(scope["headers"])
+            if not exchange.varies:
+                headers = Headers(scope=scope)
+                if is_preflight(scope, headers):
+                    await answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
+                    return
+                exchange.share(self._cors, headers)
         if len(scope.get("raw_path") or path) + len(scope["query_string"]) > limits.max_url_bytes:
             raise UriTooLongError
         if sent.headers > limits.max_headers or sent.header_bytes > limits.max_header_bytes:
             raise HeadersTooLargeError
         if sent.body_bytes > self._rules.max_body_bytes:
             raise PayloadTooLargeError
-        if not exchange.admit(now, always=is_ops):
-            await exchange.wait()
+        admission = self._rules.admission
+        if not admission.enter(exchange, now, is_ops):
+            await admission.wait(exchange)
         await self.app(scope, exchange.receive, exchange.send)
-        await exchange.finish()
+        if not exchange.status:
+            exchange.finish()
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The same stack for a websocket, which has no body and takes as long as it likes."""
@@ -168,5 +173,17 @@ class EdgeMiddleware:
 
 
 def _context(sent: Sent) -> Context:
-    fresh = f"{getrandbits(320):080x}"
+    fresh = getrandbits(320).to_bytes(40).hex()
     return Context(sent.request_id or fresh[:32], sent.trace.trace_id if sent.trace else fresh[32:64], fresh[64:])
+
+
+def _plainly(send: Send) -> Send:
+    """A start that fails for a reason that the library knows is one sentence in the server's log."""
+
+    async def tell(message: Message) -> None:
+        error = sys.exc_info()[1]  # Starlette tells of a failure while it handles it, with a traceback for a message
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, SvcInfraError):
+            message = {**message, "message": error.detail}
+        await send(message)
+
+    return tell

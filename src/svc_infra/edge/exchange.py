@@ -68,6 +68,7 @@ class Exchange:
         "reads",
         "sent_bytes",
         "status",
+        "varies",
     )
 
     def __init__(self, rules: Rules, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
@@ -76,8 +77,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.context = context
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
         self._closes = False
         self._cut: type[SvcInfraError] | None = None
         self._has_all = False
@@ -92,36 +93,12 @@ class Exchange:
         self.reads = False
         self.sent_bytes = 0
         self.status = 0
+        self.varies = False
+        """Another origin would get other headers."""
 
     def share(self, rules: CORSMiddleware, headers: Headers) -> None:
         """Tell the page that asks what it may read of whatever answer follows."""
         self._send = partial(rules.send, send=self._send, request_headers=headers)
-
-    def admit(self, now: float, *, always: bool) -> bool:
-        """Let the handler run if it may; from then on it has a deadline until the answer begins.
-
-        Args:
-            now: The time of `time.monotonic`.
-            always: It may in any case.
-
-        Returns:
-            Whether it may; if not, `wait`.
-        """
-        if not self._rules.admission.enter(self, now, always=always):
-            return False
-        self._task = task = asyncio.current_task()
-        self._cancelling = task.cancelling() if task is not None else 0
-        self.admitted = True
-        return True
-
-    async def wait(self) -> None:
-        """Wait until the handler may run.
-
-        Raises:
-            UnavailableError: It may not.
-        """
-        await self._rules.admission.wait(self)
-        self.admit(monotonic(), always=True)
 
     def expire(self) -> None:
         """Cancel the handler, whose time is over."""
@@ -150,12 +127,35 @@ class Exchange:
             self.disconnected = True
         return message
 
-    def send(self, message: Message) -> Awaitable[None]:
-        """Pass on what the app answers, unless it answers to a body of which it only got a part."""
-        return self._forward(message) if self._cut is None else self._refuse(self._cut)
+    def send(self, message: Message, *, own: bool = False) -> Awaitable[None]:
+        """Pass on what is answered; no coroutine of its own, which would cost more than it does.
 
-    async def finish(self) -> None:
-        """Give an answer where the app has returned without one."""
+        Args:
+            message: What the app sends. Where it only got a part of the body, the client is told that instead.
+            own: It is the edge's own answer.
+        """
+        if self._cut is not None and not own:
+            return self._refuse(self._cut)
+        kind = message["type"]
+        if kind == "http.response.start":
+            message = self._begun(message)
+        elif kind == "http.response.body":
+            if message.get("body"):
+                if self._scope["method"] == "HEAD":
+                    message = {**message, "body": b""}
+                else:
+                    self.sent_bytes += len(message["body"])
+            self.complete = not message.get("more_body", False)
+        elif kind == "http.response.pathsend":
+            self.complete = True
+        return self._send(message)
+
+    def finish(self) -> None:
+        """Refuse to take no answer for one, where the app has returned without.
+
+        Raises:
+            SvcInfraError: It has.
+        """
         if not self.status and not self.disconnected:
             raise self._cut() if self._cut is not None else SvcInfraError("The app returned without an answer.")
 
@@ -209,27 +209,11 @@ class Exchange:
 
     async def _respond(self, error: Exception) -> None:
         headers = self._scope.get(ANSWER_HEADERS, ())
-        await respond(self._scope, self._forward, error, expose=self._rules.expose, headers=headers)
+        await respond(self._scope, partial(self.send, own=True), error, expose=self._rules.expose, headers=headers)
 
     async def _refuse(self, reason: type[SvcInfraError]) -> None:
         if not self.status:
             await self._respond(reason())
-
-    def _forward(self, message: Message) -> Awaitable[None]:
-        """Pass a message on; no coroutine of its own, which would cost more than it does."""
-        kind = message["type"]
-        if kind == "http.response.start":
-            message = self._begun(message)
-        elif kind == "http.response.body":
-            if message.get("body"):
-                if self._scope["method"] == "HEAD":
-                    message = {**message, "body": b""}
-                else:
-                    self.sent_bytes += len(message["body"])
-            self.complete = not message.get("more_body", False)
-        elif kind == "http.response.pathsend":
-            self.complete = True
-        return self._send(message)
 
     def _begun(self, message: Message) -> Message:
         """The beginning of the answer with the headers that every answer has; the handler's time ends here."""
@@ -240,11 +224,15 @@ class Exchange:
         if self.status >= 500 and self.admitted and self.error is None and (cause := sys.exc_info()[1]) is not None:
             self._report(cause)  # an exception handler inside the app is answering this one
         headers = list(message.get("headers", ()))
-        present = by_name(headers)
+        present = dict(headers)
+        if not b"".join(present).islower():  # ASGI wants it so, and nearly everybody does it
+            present = by_name(headers)
         if b"x-request-id" in present:
             headers = [header for header in headers if header[0].lower() != b"x-request-id"]
+        if self.varies:
+            headers.append((b"vary", b"Origin"))
         headers.append((b"x-request-id", self.context.request_id.encode()))
-        headers += rules.security.missing(present, secure=scope["scheme"] == "https")
+        headers += rules.security.missing(present, scope["scheme"] == "https")
         if (self._closes or rules.wiring.phase is Phase.DRAINING) and scope["http_version"][0] == "1":
             headers.append(_CLOSE)  # an idle connection would be closed while the client sends its next request
         return {**message, "headers": headers}

@@ -33,6 +33,8 @@ class TrustedHosts:
             BadRequestError: It does.
         """
         hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) == 1 and hosts[0] in self._names:
+            return
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is not None:
             name = match[1].lower()

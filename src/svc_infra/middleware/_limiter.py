@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv6Address
 from math import ceil
@@ -24,6 +25,8 @@ LIMITED = "svc_infra.rate_limits"
 """The key under which a request's `Limited` lies in its scope; None there where the request is exempt."""
 PAUSE_SECONDS = 0.5
 """How long a store that has failed is left alone; then one request tries it again."""
+MAX_KNOWN_CHARGES = 4096
+"""Of so many clients the process knows what they are charged to; of others it is made anew."""
 LOG_INTERVAL_SECONDS = 60.0
 """The least time between two lines about a store that is down."""
 
@@ -38,14 +41,15 @@ class Charge(NamedTuple):
     use: Use
 
 
+@lru_cache(maxsize=MAX_KNOWN_CHARGES)
 def charge(prefix: str, rate: Rate, cost: int, *whom: str) -> Charge:
-    """What a use of a policy is charged to.
+    """What a use of a policy is charged to; made once for a client that comes often.
 
     Args:
         prefix: Of the policy's name, which ends in its rate: who changes the rate begins a new count.
         rate: The rate.
         cost: How many uses it counts for.
-        whom: What tells the policy's keys apart; only a hash of it is kept.
+        whom: What tells the policy's keys apart; the store and the client see only a hash of it.
     """
     policy = f"{prefix}-{rate.limit}-{rate.period_seconds}"
     digest = blake2b("\0".join(whom).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -21,6 +21,8 @@ ANSWER_HEADERS = "svc_infra.answer_headers"
 MAX_LENGTH_DIGITS = 18  # a body of more bytes is too large by any limit, and so are its first digits
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID_HEADER, _TRACEPARENT, _LENGTH = b"x-request-id", b"traceparent", b"content-length"
+_READ = frozenset([_REQUEST_ID_HEADER, _TRACEPARENT, _LENGTH])
 
 
 class Sent(NamedTuple):
@@ -35,21 +37,19 @@ class Sent(NamedTuple):
 
 def read_headers(headers: Collection[tuple[bytes, bytes]]) -> Sent:
     """Read the headers; a value that is missing, repeated or not well formed counts as not sent."""
-    values = dict(headers)
-    request_id = traceparent = ""
-    if b"x-request-id" in values:
-        request_id = _only(b"x-request-id", headers)
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = ""
-    if b"traceparent" in values:
-        traceparent = _only(b"traceparent", headers)
-    length = values.get(b"content-length", b"")
-    if len(values) == len(headers):
-        header_bytes = len(b"".join([*values, *values.values()]))
-    else:
-        header_bytes = sum(len(name) + len(value) for name, value in headers)
+    header_bytes = 0
+    found: list[tuple[bytes, bytes]] = []
+    for header in headers:
+        name, value = header
+        header_bytes += len(name) + len(value)
+        if name in _READ:
+            found.append(header)
+    if not found:
+        return Sent("", None, 0, len(headers), header_bytes)
+    request_id, traceparent = _only(_REQUEST_ID_HEADER, found), _only(_TRACEPARENT, found)
+    length = dict(found).get(_LENGTH, b"")
     return Sent(
-        request_id,
+        request_id if _REQUEST_ID.fullmatch(request_id) else "",
         parse_traceparent(traceparent) if traceparent else None,
         int(length[:MAX_LENGTH_DIGITS]) if length.isdigit() else 0,
         len(headers),
@@ -76,7 +76,8 @@ def route_template(scope: Scope, root_path: str) -> str:
         scope: The request's scope, after the app has answered.
         root_path: The scope's `root_path` before; what mounts have added to it belongs to the template.
     """
-    included = scope.get("fastapi", {}).get("effective_route_context")  # with the prefix of `include_router`
+    fastapi = scope.get("fastapi")
+    included = fastapi.get("effective_route_context") if fastapi else None  # with the prefix of `include_router`
     route = scope.get("route") or getattr(included, "starlette_route", None) or _starlette_route(scope)
     if route is None:
         return UNMATCHED
@@ -109,7 +110,6 @@ def log_answered(
     scope: Scope, route: str, status: int, sent_bytes: int, seconds: float, first_byte_seconds: float | None = None
 ) -> None:
     """Write the access line of an answered request."""
-    method = scope.get("method", "WEBSOCKET")
-    log_request(
-        Answered(method, scope["path"], route, status, sent_bytes, seconds, first_byte_seconds, client_ip(scope))
-    )
+    method, client = scope.get("method", "WEBSOCKET"), scope.get("client")
+    client_ip = str(client[0]) if client else ""
+    log_request(Answered(method, scope["path"], route, status, sent_bytes, seconds, first_byte_seconds, client_ip))

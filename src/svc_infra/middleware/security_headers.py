@@ -41,7 +41,7 @@ class SecurityHeaders:
         self._names = frozenset(name for headers in self._sets.values() for name, _ in headers)
         self._plain, self._plain_secure = self._sets[False, False], self._sets[False, True]
 
-    def missing(self, present: Mapping[bytes, bytes], *, secure: bool) -> Headers:
+    def missing(self, present: Mapping[bytes, bytes], secure: bool) -> Headers:
         """The headers that an answer lacks.
 
         Args:
@@ -81,7 +81,7 @@ class SecurityHeadersMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
-                missing = self._headers.missing(by_name(headers), secure=secure)
+                missing = self._headers.missing(by_name(headers), secure)
                 message = {**message, "headers": headers + missing}
             await send(message)
 

@@ -26,27 +26,30 @@ class Context:
     deadline: float = inf
     """When the answer must have begun, in the seconds of `time.monotonic`; infinite where it may take any time."""
 
-    def facts(self) -> tuple[str, ...]:
-        """Every fact, in the order of the fields."""
-        return _facts(self)
-
     def known(self) -> dict[str, str]:
         """The facts that are known, for a log line."""
-        return {name: fact for name, fact in zip(_FIELDS, self.facts(), strict=True) if fact}
+        return {name: fact for name, fact in zip(FACTS, _facts(self), strict=True) if fact}
 
     def carried(self) -> dict[str, str]:
         """The facts that travel into a job or an event."""
         return {name: value for name, value in self.known().items() if name not in ("span_id", "job_id")}
 
 
-_FIELDS = tuple(field.name for field in fields(Context) if field.name != "deadline")
-_facts: Callable[[Context], tuple[str, ...]] = attrgetter(*_FIELDS)
+FACTS = tuple(field.name for field in fields(Context) if field.name != "deadline")
+"""The names of the facts."""
+
+_facts: Callable[[Context], tuple[str, ...]] = attrgetter(*FACTS)
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
 
 
 def current() -> Context:
     """The current context; outside of any request or job a fresh, empty one."""
     return _current.get() or Context()
+
+
+def current_facts() -> tuple[str, ...]:
+    """Every fact of the current context, in the order of `FACTS`."""
+    return _facts(_current.get() or Context())
 
 
 def seconds_left() -> float:
@@ -74,7 +77,7 @@ def leave(token: Token[Context | None]) -> None:
 def restored(carried: Mapping[str, str], *, job_id: str = "") -> Iterator[Context]:
     """Run as the request that started this job did."""
     context = Context(job_id=job_id)
-    for name in carried.keys() & set(_FIELDS) - {"job_id"}:
+    for name in carried.keys() & set(FACTS) - {"job_id"}:
         setattr(context, name, carried[name])
     token = enter(context)
     try:
