@@ -77,8 +77,11 @@ def test_lines_wait_and_are_written_together_in_their_order(stream: Stream, buff
 
 
 def test_a_line_waits_no_longer_than_it_may(stream: Stream, buffer: Made) -> None:
-    buffer(flush_seconds=0.01).put(b"one\n")
-    wait_for(stream.came)
+    lines = buffer(flush_seconds=0.01)
+    for line in (b"one\n", b"two\n", b"three\n"):
+        stream.came.clear()
+        lines.put(line)
+        wait_for(stream.came)
 
 
 def test_many_lines_do_not_wait_at_all(stream: Stream, buffer: Made) -> None:
