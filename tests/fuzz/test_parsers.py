@@ -35,7 +35,8 @@ from svc_infra.security.tokens import AccessTokens, KeyRing
 from svc_infra.testing import FakeClock
 
 LENGTH = 64 * 1024
-SECONDS = 0.5  # of this thread's own; a step for each pair of characters would take minutes
+SECONDS = 0.5  # of this thread's own; a step for each pair of characters would take many
+SHORTER_LENGTH, SHORTER_SECONDS = 8 * 1024, 0.1
 
 CLOCK = FakeClock()
 TOKENS = AccessTokens(KeyRing(SecretStr("k" * 32)), issuer="i", audience="a", ttl_seconds=60, clock=CLOCK)
@@ -88,13 +89,12 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception] | None]] = {
 }
 
 latin = st.text(st.characters(max_codepoint=255), max_size=60)
-pieces = st.sampled_from(
-    [
-        *('"', "\\", ",", ";", "=", ".", "-", "/", ":", "*", " ", "\t", "W/", "[", "]", "%", "_"),
-        *("a", "0", "-00", "00-", "GMT", "Mon", "for=", 'for="', 'W/"a"', "https://", "eyJ", "eyJaaaa.", "password="),
-        *("example.com", "Bearer ", "://a:", "minute", "\x00", "\r\n", "\xff"),
-    ]
-)
+PIECES = [
+    *('"', "\\", ",", ";", "=", ".", "-", "/", ":", "*", " ", "\t", "W/", "[", "]", "%", "_"),
+    *("a", "0", "-00", "00-", "GMT", "Mon", "for=", 'for="', 'W/"a"', "https://", "eyJ", "eyJaaaa.", "password="),
+    *("example.com", "Bearer ", "://a:", "minute", "\x00", "\r\n", "\xff"),
+]
+pieces = st.sampled_from(PIECES)
 words = st.lists(pieces, max_size=4).map("".join)
 
 
@@ -121,6 +121,39 @@ def test_a_long_text_costs_no_more_than_its_length(name: str, before: str, repea
     started = time.thread_time()
     taken(name, hostile)
     assert time.thread_time() - started < SECONDS
+
+
+SAMPLES = {
+    "request id": "a.b-c",
+    "content length": "12",
+    "traceparent": f"01-{'a' * 32}-{'b' * 16}-01-x",
+    "idempotency key": r'"a \" b"',
+    "rate": "100 / 15 minutes ",
+    "entity tags": '"a" , W/"b"',
+    "date": "Sunday, 06-Nov-94 08:49:37 GMT",
+    "x-forwarded": "[::1]:5, 192.0.2.1",
+    "forwarded": 'for="[::1]:9";host=a.b:1, for=192.0.2.1',
+    "host": "api.example.com:443",
+    "preflight": "https://a.example.com",
+    "access token": "a.b.c",
+    "claims": "eyJhIjoxfQ",
+    "signature": "AbC_-",
+    "address": "fe80::1%eth0",
+    "header of an answer": "a b",
+    "log": "://a:b@ password='d' Bearer e",
+    "log, cut": "eyJaaaa.b",
+}
+"""What each reads; it is cut anywhere, and goes on badly."""
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_no_text_that_begins_well_and_goes_on_badly_costs_more_than_its_length(name: str) -> None:
+    """Where a pattern could match in many ways, as after a beginning that it likes, it would try them all."""
+    for before in [SAMPLES[name][:end] for end in range(len(SAMPLES[name]) + 1)]:
+        for piece in PIECES:
+            started = time.thread_time()
+            taken(name, before + piece * (SHORTER_LENGTH // len(piece)) + "\x00")
+            assert time.thread_time() - started < SHORTER_SECONDS, (before, piece)
 
 
 names = st.sampled_from([b"x-request-id", b"traceparent", b"content-length", b"host", b"cookie"]) | st.binary(

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from fastapi import Depends, FastAPI, Request
+from fastapi.requests import HTTPConnection
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import ConfigurationError, NotFoundError, TenantRefusedError, UnauthorizedError
@@ -276,6 +277,28 @@ async def test_what_a_middleware_or_dependency_decides_later_is_not_overlooked(
 
     async with running(app, clock) as client:
         assert (await client.http.get("/required")).json() == "decided"
+
+
+async def test_an_app_that_is_mounted_asks_its_own_resolver(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:
+    outer, inner = service(sqlite_db, clock), service(sqlite_db, clock)
+    for app, name in ((outer, "outer"), (inner, "inner")):
+        add_tenancy(app, lambda *_, name=name: name)
+        add_routes(app)
+
+    class AskFirst:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                assert await identify_tenant(HTTPConnection(scope)) == "outer"
+            await self.app(scope, receive, send)
+
+    outer.add_middleware(AskFirst)
+    outer.mount("/inner", inner)
+    async with running(inner, clock), running(outer, clock) as client:
+        assert (await client.http.get("/required")).json()["tenant"] == "outer"
+        assert (await client.http.get("/inner/required")).json()["tenant"] == "inner"
 
 
 async def test_only_where_a_credential_could_name_a_tenant_is_one_asked_for(serve: Serve) -> None:

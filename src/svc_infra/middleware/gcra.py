@@ -16,7 +16,7 @@ from svc_infra.errors import ConfigurationError
 MAX_LIMIT = 999_999_999
 MAX_PERIOD_SECONDS = 366 * 86_400
 
-_RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})?\s*(s|m|h|d|second|minute|hour|day)s?\s*")
+_RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*(?:([0-9]{1,9})\s*)?(s|m|h|d|second|minute|hour|day)s?\s*")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NANOSECONDS = 1_000_000_000
 
