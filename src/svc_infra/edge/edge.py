@@ -44,6 +44,7 @@ class EdgeMiddleware:
         self.app = app
         self._wiring = wiring
         self._metrics = wiring.get(HttpMetrics) if wiring.has(HttpMetrics) else None
+        self._metrics_page = None if self._metrics is None else self._metrics.page
         self._limits = edge = settings.edge
         self._proxies = TrustedProxies(edge.trusted_proxies, header=edge.forwarded_header)
         self._hosts = TrustedHosts(edge.trusted_hosts)
@@ -124,7 +125,7 @@ class EdgeMiddleware:
         5. The app. What it reads of the body is counted and timed in `Exchange.receive`.
         """
         limits, path = self._limits, scope["path"]
-        is_ops = path.startswith(OPS)
+        is_ops = path.startswith(OPS) or path == self._metrics_page
         if self._hosts and not is_ops:
             self._hosts.check(scope["headers"])
         if self._cors is not None:

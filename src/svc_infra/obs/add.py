@@ -1,23 +1,23 @@
-"""Observability for one app: its logs, its metrics, and `/metrics` to read them from."""
+"""Observability for one app: its logs, its metrics with `/metrics` to read them from, and its traces."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import GCCollector, Metric, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.responses import Response
+from prometheus_client import GCCollector, ProcessCollector
 
 from svc_infra.obs.http_metrics import HttpMetrics
 from svc_infra.obs.logging import adopt_libraries, flush_logs, is_set_up, setup_logging
 from svc_infra.obs.metrics import Metrics
-from svc_infra.wiring import Part, wiring_of
+from svc_infra.obs.page import Readers, Shown, metrics_page
+from svc_infra.obs.workers import joined, sharing
+from svc_infra.wiring import Part, Wiring, wiring_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-    from starlette.requests import Request
 
 
 def add_observability(
@@ -29,7 +29,7 @@ def add_observability(
     metrics are kept but not served, and requests are not measured.
 
     Args:
-        app: The app; its settings are `LOG_*` and `METRICS_*`.
+        app: The app; its settings are `LOG_*`, `METRICS_*` and `OTEL_*`.
         metrics_path: Where the metrics are served in Prometheus' text format; `METRICS_PATH` when left out.
         route_classifier: Gives the class of a request's path, the label `class` of every HTTP metric.
     """
@@ -43,32 +43,39 @@ def add_observability(
         setup_logging(settings=settings)
     wiring.add(Part("logging", run=_library_logs))
     if settings.metrics.enabled:
+        path = metrics_path or settings.metrics.path
         ProcessCollector(registry=metrics.registry)
         GCCollector(registry=metrics.registry)
-        wiring.provide(HttpMetrics, HttpMetrics(metrics, route_classifier=route_classifier))
-        app.add_route(metrics_path or settings.metrics.path, _page(metrics), include_in_schema=False)
+        wiring.provide(HttpMetrics, HttpMetrics(metrics, route_classifier=route_classifier, page=path))
+        shown = Shown(metrics)
+        app.add_route(path, metrics_page(shown, _readers(wiring)), include_in_schema=False)
+        wiring.add(Part("metrics", run=lambda: _shared(wiring, metrics, shown)))
 
 
-class _WithoutCreated:
-    """The registry without the time at which each series began, which would double the number of series."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._registry = metrics.registry
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
-            if metric.type in ("counter", "histogram"):
-                metric.samples = [sample for sample in metric.samples if sample.name != f"{metric.name}_created"]
-            yield metric
+def _readers(wiring: Wiring) -> Readers:
+    settings = wiring.settings
+    token = settings.secrets.get("METRICS_TOKEN")
+    return Readers(
+        settings.metrics.networks,
+        None if token is None else token.get_secret_value(),
+        open_to_all=settings.environment.is_trusted,
+    )
 
 
-def _page(metrics: Metrics) -> Callable[[Request], Response]:
-    shown = _WithoutCreated(metrics)
-
-    def page(request: Request) -> Response:  # not async: a scrape of many series runs in a thread, beside the loop
-        return Response(generate_latest(shown), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-    return page
+@asynccontextmanager
+async def _shared(wiring: Wiring, metrics: Metrics, shown: Shown) -> AsyncIterator[None]:
+    """While the app runs, its numbers are among those of the other workers, where there are any."""
+    settings = wiring.settings
+    folder = None if settings.metrics.dir is None else Path(settings.metrics.dir)
+    shown.workers = joined(metrics, service=settings.app.name, folder=folder)
+    try:
+        if shown.workers is None:
+            yield
+        else:
+            async with sharing(shown.workers):
+                yield
+    finally:
+        shown.workers = None
 
 
 @asynccontextmanager
