@@ -147,6 +147,11 @@ class LogSettings(Section):
     format: Literal["auto", "json", "plain"] = "auto"
     drop_paths: str = "/metrics,/_ops/live,/_ops/ready,/_ops/startup"
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The paths whose requests write no access line, and begin no trace."""
+        return tuple(path.strip() for path in self.drop_paths.split(","))
+
 
 class MetricsSettings(Section):
     """Metrics: `METRICS_*`. Where the secret `METRICS_TOKEN` is set, whoever reads them must send it."""

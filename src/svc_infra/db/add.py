@@ -14,6 +14,7 @@ from svc_infra.db.outbox import Outbox
 from svc_infra.db.relay import OutboxRelay
 from svc_infra.db.sql import migrate
 from svc_infra.errors import MigrationRequiredError, UnavailableError
+from svc_infra.obs.pools import engines_of
 from svc_infra.wiring import Part, Wiring, wiring_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def add_db(
     db = database or _from_settings(wiring, url)
     relay = OutboxRelay(db)
     wiring.provide(AsyncDatabase, db)
+    engines_of(wiring).watch(db.engines)
     wiring.provide(OutboxRelay, relay)
     wiring.provide(Outbox, Outbox(wake=relay.wake))
     wiring.provide(Inbox, Inbox())

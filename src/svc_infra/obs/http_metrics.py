@@ -47,6 +47,8 @@ class HttpMetrics:
         max_series: Most series of one metric; the labels of further ones become "other".
 
     Attributes:
+        page: As given.
+        classifier: As given; may be set until the first request.
         traced: Gives the id of the trace that the current request is part of, as a number, or None where nobody keeps
             that trace. It becomes an example of a request that took so long.
     """
@@ -61,10 +63,11 @@ class HttpMetrics:
     ) -> None:
         self.page = page
         self.traced: Callable[[], int | None] | None = None
-        self._classifier = route_classifier
+        self.classifier = route_classifier
         self._max_series = max_series
         self._class_of_route: dict[str, str] = {}
         self._unmatched: set[Labels] = set()
+        self._unclassified: Numbers | None = None
         self._in_flight: dict[str, Numbers] = {}
         self._found: dict[tuple[str, str, int, str], _Answers] = {}  # what the edge says, as quickly as possible
         self._requests = metrics.family(
@@ -98,16 +101,17 @@ class HttpMetrics:
             "Exceptions answered with a 5xx.",
         )
         metrics.cells.when_moved(self._look_again)
-        self._look_again()
 
     def started(self, path: str) -> str:
         """Count a request in; give what this returns to `finished`."""
         if path == self.page:
             return _UNMEASURED
-        if self._classifier is None:
+        if self.classifier is None:
+            if self._unclassified is None:
+                self._unclassified = self._running.block(("",)).numbers
             self._unclassified[0] += 1
             return ""
-        route_class = self._class_of(self._classifier, path)
+        route_class = self._class_of(self.classifier, path)
         self._in_flight[route_class][0] += 1
         return route_class
 
@@ -122,12 +126,12 @@ class HttpMetrics:
         error: BaseException | None,
     ) -> None:
         """Count a request out."""
-        if not route_class:
-            self._unclassified[0] -= 1
-        elif route_class == _UNMEASURED:
+        if route_class == _UNMEASURED:
             return
-        else:
+        if route_class:
             self._in_flight[route_class][0] -= 1
+        elif self._unclassified is not None:
+            self._unclassified[0] -= 1
         found = self._found.get((method, route, status, route_class))
         if found is None:
             found = self._find(method, route, status, route_class)
@@ -148,7 +152,7 @@ class HttpMetrics:
     def _look_again(self) -> None:
         """Find the numbers where they are now."""
         self._found.clear()
-        if self._classifier is None:
+        if self._unclassified is not None:
             self._unclassified = self._running.block(("",)).numbers
         self._in_flight = {name: self._running.block((name,)).numbers for name in self._in_flight}
 
