@@ -94,24 +94,28 @@ async def test_an_answer_to_head_has_no_body(http: HttpClient, echo_url: str) ->
     assert (response.status, response.body) == (207, b"")
 
 
-async def test_a_call_carries_the_request_id_and_the_trace(http: HttpClient, echo_url: str) -> None:
-    token = enter(Context(request_id="r-1", trace_id="0af7651916cd43dd8448eb211c80319c", span_id="b7ad6b7169203331"))
+@pytest.mark.parametrize(("sampled", "flags"), [(True, "01"), (False, "00"), (None, "00")])
+async def test_a_call_carries_the_request_id_and_the_trace(
+    http: HttpClient, echo_url: str, sampled: bool | None, flags: str
+) -> None:
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    token = enter(Context(request_id="r-1", trace_id=trace, span_id=span, sampled=sampled))
     try:
         headers = orjson.loads((await http.request("GET", echo_url)).body)["headers"]
     finally:
         leave(token)
     assert headers["x-request-id"] == "r-1"
-    assert headers["traceparent"] == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert headers["traceparent"] == f"00-{trace}-{span}-{flags}"
 
 
-async def test_a_job_that_knows_only_its_trace_continues_it_with_a_new_span(http: HttpClient, echo_url: str) -> None:
+async def test_who_knows_only_a_trace_continues_it_with_a_new_span(http: HttpClient, echo_url: str) -> None:
     token = enter(Context(trace_id="0af7651916cd43dd8448eb211c80319c"))
     try:
         headers = orjson.loads((await http.request("GET", echo_url)).body)["headers"]
     finally:
         leave(token)
     version, trace, span, flags = headers["traceparent"].split("-")
-    assert (version, trace, len(span), flags) == ("00", "0af7651916cd43dd8448eb211c80319c", 16, "01")
+    assert (version, trace, len(span), flags) == ("00", "0af7651916cd43dd8448eb211c80319c", 16, "00")
 
 
 async def test_redirects_are_answers_and_cookies_are_forgotten(http: HttpClient) -> None:

@@ -142,9 +142,9 @@ async def test_requests_are_counted_and_timed_by_route_template(tmp_path: Path) 
     }
     timed = labels(method="GET", route="/v1/users/{user}")
     assert samples["http_server_request_duration_seconds_count", timed] == 3
-    assert samples["http_server_inflight_requests", ()] == 1  # the scrape itself
+    assert samples["http_server_inflight_requests", ()] == 0
     again = await scrape(app)
-    assert again["http_server_requests_total", labels(method="GET", route="/metrics", code="200")] == 1
+    assert not [pairs for _, pairs in again if ("route", "/metrics") in pairs], "a scrape is no user's request"
 
 
 async def test_exceptions_are_counted_by_route_and_class() -> None:
@@ -157,15 +157,6 @@ async def test_exceptions_are_counted_by_route_and_class() -> None:
     samples = await scrape(app)
     assert samples["http_server_exceptions_total", labels(route="/fail/{x}", exception="KeyError")] == 1
     assert samples["http_server_requests_total", labels(method="GET", route="/fail/{x}", code="500")] == 1
-
-
-async def test_random_requests_open_few_series() -> None:
-    app = edged(Starlette(routes=[Route("/users/{id}", hello)]))
-    add_observability(app)
-    for number in range(300):
-        await call(app, f"M{number}", f"/random/{number}")
-        await call(app, "GET", f"/users/{number}")
-    assert len([name for name, _ in await scrape(app) if name.startswith("http_server")]) < 200
 
 
 async def test_the_class_of_a_path_is_on_every_http_metric() -> None:
@@ -182,8 +173,8 @@ async def test_the_class_of_a_path_is_on_every_http_metric() -> None:
     assert all(one["class"] in ("internal", "public") for one in http)
     seen = labels(method="GET", route="/admin/{x}", code="200", **{"class": "internal"})
     assert samples["http_server_requests_total", seen] == 1
-    assert samples["http_server_inflight_requests", (("class", "public"),)] == 1
-    assert samples["http_server_inflight_requests", (("class", "internal"),)] == 0
+    for name in ("public", "internal"):
+        assert samples["http_server_inflight_requests", (("class", name),)] == 0
 
 
 async def test_a_classifier_that_fails_costs_the_label_and_not_the_request() -> None:
@@ -194,15 +185,4 @@ async def test_a_classifier_that_fails_costs_the_label_and_not_the_request() -> 
     add_observability(app, route_classifier=classify)
     assert (await call(app)).status == 200
     samples = await scrape(app)
-    assert samples["http_server_inflight_requests", (("class", "other"),)] == 1
-
-
-async def test_a_classifier_without_end_opens_few_series() -> None:
-    metrics = Metrics()
-    http = HttpMetrics(metrics, route_classifier=lambda path: path, max_series=20)
-    for number in range(3000):
-        http.finished("GET", "/{x}", 200, 0.01, 5, http.started(f"/{number}"), None)
-    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
-    counted = [sample.value for sample in samples if sample.name == "http_server_requests_total"]
-    assert (len(counted), sum(counted)) == (20, 3000)
-    assert metrics.registry.get_sample_value("http_server_inflight_requests", {"class": "other"}) == 0
+    assert samples["http_server_requests_total", labels(method="GET", route="/", code="200", **{"class": "other"})] == 1

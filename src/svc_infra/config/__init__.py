@@ -22,6 +22,7 @@ from svc_infra.config.settings import (
     JobsSettings,
     LogSettings,
     MetricsSettings,
+    OtelSettings,
     RateLimitSettings,
     RedisSettings,
     Settings,
@@ -31,6 +32,7 @@ from svc_infra.config.settings import (
 
 __all__ = [
     "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
-    "JobsSettings", "ListedSetting", "LogSettings", "MetricsSettings", "RateLimitSettings", "RedisSettings",
-    "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
+    "JobsSettings", "ListedSetting", "LogSettings", "MetricsSettings", "OtelSettings", "RateLimitSettings",
+    "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos",
+    "list_settings",
 ]  # fmt: skip

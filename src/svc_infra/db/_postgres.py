@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from svc_infra._optional import need
 from svc_infra.db.errors import translated
 from svc_infra.errors import ConfigurationError, UnavailableError
+from svc_infra.obs.pools import MeasuredPool
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a new connection."""
@@ -37,6 +38,7 @@ def engines(
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=pool_timeout,
+        poolclass=MeasuredPool,
         connect_args={"timeout": CONNECT_SECONDS, "server_settings": server_settings},
     )
     _name_failures(engine)

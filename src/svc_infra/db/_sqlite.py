@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from svc_infra.db.errors import translated
 from svc_infra.errors import ConfigurationError, ValidationError
+from svc_infra.obs.pools import MeasuredPool
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",  # readers and the writer do not wait for each other
@@ -40,6 +41,7 @@ def engines(
     options: dict[str, Any] = {
         "connect_args": {"timeout": busy_timeout_seconds, "isolation_level": None, "async_creator_fn": _opened},
         "pool_timeout": pool_timeout,
+        "poolclass": MeasuredPool,
         "pool_reset_on_return": None,
     }
     writer = create_async_engine(url, pool_size=1, max_overflow=0, **options)

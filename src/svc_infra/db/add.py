@@ -15,6 +15,7 @@ from svc_infra.db.relay import OutboxRelay
 from svc_infra.db.sql import migrate
 from svc_infra.db.unit_of_work import after_commit
 from svc_infra.errors import MigrationRequiredError, UnavailableError
+from svc_infra.obs.pools import engines_of
 from svc_infra.types import AfterCommit
 from svc_infra.wiring import Part, Wiring, wiring_of
 
@@ -42,6 +43,7 @@ def add_db(
     db = database or _from_settings(wiring, url)
     relay = OutboxRelay(db)
     wiring.provide(AsyncDatabase, db)
+    engines_of(wiring).watch(db.engines)
     wiring.provide(OutboxRelay, relay)
     wiring.provide(Outbox, Outbox(wake=relay.wake))
     wiring.provide(Inbox, Inbox())

@@ -84,6 +84,12 @@ class AsyncDatabase:
         """The engine that writes."""
         return self._writer
 
+    @property
+    def engines(self) -> dict[str, AsyncEngine]:
+        """Every engine that has connections of its own, by the name that metrics give it."""
+        own_reader = self._reader.pool is not self._writer.pool
+        return {"db": self._writer, **({"db_reader": self._reader} if own_reader else {})}
+
     @asynccontextmanager
     async def session(self, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
         """A unit of work: commits when the block ends, rolls back when it raises or is cancelled.

@@ -21,6 +21,7 @@ from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.middleware.security_headers import SecurityHeaders
 from svc_infra.obs.context import Context, enter, leave
 from svc_infra.obs.http_metrics import HttpMetrics
+from svc_infra.obs.tracing import Tracing
 from svc_infra.wiring import Wiring
 
 CLIENT_CLOSED_STATUS = 499
@@ -45,6 +46,8 @@ class EdgeMiddleware:
         self.app = app
         self._wiring = wiring
         self._metrics = wiring.get(HttpMetrics) if wiring.has(HttpMetrics) else None
+        self._metrics_page = None if self._metrics is None else self._metrics.page
+        self._tracing = wiring.get(Tracing) if wiring.has(Tracing) else None
         self._limits = edge = settings.edge
         self._proxies = TrustedProxies(edge.trusted_proxies, header=edge.forwarded_header)
         self._hosts = TrustedHosts(edge.trusted_hosts)
@@ -92,6 +95,7 @@ class EdgeMiddleware:
         root_path = scope[EDGE] = scope.get("root_path", "")
         route_class = "" if self._metrics is None else self._metrics.started(scope["path"])
         started = monotonic()
+        span = None if self._tracing is None else self._tracing.server(scope, context, sent.trace)
         exchange = Exchange(self._rules, scope, receive, send, context)
         try:
             try:
@@ -111,6 +115,8 @@ class EdgeMiddleware:
                 )
             first_byte_seconds = exchange.began - started if exchange.began else None
             log_answered(scope, route, status, exchange.sent_bytes, seconds, first_byte_seconds)
+            if span is not None:
+                span.end(scope, route, status, exchange.error)
             leave(token)
 
     async def _let_in(self, scope: Scope, sent: Sent, exchange: Exchange, now: float) -> None:
@@ -124,7 +130,7 @@ class EdgeMiddleware:
         5. The app. What it reads of the body is counted and timed in `Exchange.receive`.
         """
         limits, path = self._limits, scope["path"]
-        is_ops = path.startswith(OPS)
+        is_ops = path.startswith(OPS) or path == self._metrics_page
         if self._hosts and not is_ops:
             self._hosts.check(scope["headers"])
         if self._cors is not None:
@@ -158,6 +164,7 @@ class EdgeMiddleware:
         root_path = scope[EDGE] = scope.get("root_path", "")
         handshake = Handshake(scope, send, context.request_id, self._rules.expose)
         started = monotonic()
+        span = None if self._tracing is None else self._tracing.server(scope, context, sent.trace)
         try:
             if self._hosts:
                 self._hosts.check(scope["headers"])
@@ -169,12 +176,16 @@ class EdgeMiddleware:
         finally:
             route, seconds = route_template(scope, root_path), monotonic() - started
             log_answered(scope, route, handshake.status, handshake.sent_bytes, seconds)
+            if span is not None:
+                span.end(scope, route, handshake.status, None)
             leave(token)
 
 
 def _context(sent: Sent) -> Context:
     fresh = getrandbits(320).to_bytes(40).hex()
-    return Context(sent.request_id or fresh[:32], sent.trace.trace_id if sent.trace else fresh[32:64], fresh[64:])
+    if sent.trace is None:
+        return Context(sent.request_id or fresh[:32], fresh[32:64], fresh[64:])
+    return Context(sent.request_id or fresh[:32], sent.trace.trace_id, fresh[64:], sampled=sent.trace.sampled)
 
 
 def _plainly(send: Send) -> Send:

@@ -15,10 +15,10 @@ import orjson
 
 from svc_infra import __version__
 from svc_infra.errors import EgressRefusedError, SvcInfraError, UpstreamError
+from svc_infra.http.calls import measured, trace_headers
 from svc_infra.http.errors import translated
 from svc_infra.http.guard import Guard, GuardedBackend, Resolve, resolve
-from svc_infra.obs.context import current, seconds_left
-from svc_infra.obs.tracing import TraceParent, make_traceparent, new_span_id
+from svc_infra.obs.context import seconds_left
 
 MAX_CONNECTIONS = 100
 MAX_IDLE_CONNECTIONS = 20
@@ -115,34 +115,35 @@ class HttpClient:
         """
         started = time.perf_counter()
         seconds = min(self._timeout_seconds if timeout_seconds is None else timeout_seconds, seconds_left())
-        target = self._guard.url(url)
+        target, method = self._guard.url(url), method.upper()
         sent = {
             "host": target.netloc.decode("ascii"),
             "user-agent": self._user_agent,
             "accept": "*/*",
             "accept-encoding": "identity",
-            **_trace_headers(),
         }
         if json is not None:
             content = orjson.dumps(json)
             sent["content-type"] = "application/json"
-        elif content is None and method.upper() in _WITH_BODY:
+        elif content is None and method in _WITH_BODY:
             content = b""
-        sent.update({name.lower(): value for name, value in (headers or {}).items()})
+        own = {name.lower(): value for name, value in (headers or {}).items()}
         address = httpcore2.URL(
             scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
         )
-        with _translating():
+        with measured(method, target) as call, _translating():
+            sent = {**sent, **trace_headers(), **own}
             async with asyncio.timeout(seconds):
                 timeouts = {"connect": min(CONNECT_TIMEOUT_SECONDS, seconds)}  # the rest shares what is left
                 async with self._pool.stream(
-                    method.upper(),
+                    method,
                     address,
                     headers=list(sent.items()),
                     content=content,
                     extensions={"timeout": timeouts},
                 ) as response:
                     body = await self._read(response, truncate=truncate)
+            call.answered(response.status)
         return Response(response.status, _joined(response.headers), body, time.perf_counter() - started)
 
     async def check(self, url: str) -> None:
@@ -189,17 +190,6 @@ def _translating() -> Iterator[None]:
         raise
     except _FAILURES as error:
         raise translated(error) from error
-
-
-def _trace_headers() -> dict[str, str]:
-    """The request id, and the trace as W3C Trace Context writes it."""
-    context = current()
-    headers = {"x-request-id": context.request_id} if context.request_id else {}
-    if context.trace_id:
-        headers["traceparent"] = make_traceparent(
-            TraceParent(context.trace_id, context.span_id or new_span_id(), sampled=True)
-        )
-    return headers
 
 
 def _joined(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:

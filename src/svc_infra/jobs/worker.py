@@ -24,6 +24,7 @@ from svc_infra.jobs.retry import Cancel, Outage, verdict
 from svc_infra.jobs.task import JobContext, Task, by_name, start_thread, storable
 from svc_infra.obs.context import restored
 from svc_infra.obs.metrics import metrics
+from svc_infra.obs.tracing import job_span
 from svc_infra.wiring import Wiring
 
 PROGRESS_INTERVAL_SECONDS = 0.5  # between two writes of one job's progress
@@ -267,10 +268,10 @@ class Worker:
         facts: dict[str, Any] = {"task": task.name, "attempt": attempt.job.attempts}
         metrics.increment("jobs.started", task=task.name)
         _log.debug("job.started", extra=facts)
-        started = time.perf_counter()
-        outcome = "abandoned"
+        started, outcome = time.perf_counter(), "abandoned"
         try:
-            outcome = await self._outcome(attempt, task)
+            with job_span(task.name, attempt.job.queue, attempt.job.id, attempt.job.attempts) as traced:
+                outcome = traced.ended(await self._outcome(attempt, task))
         except StaleAttemptError:
             outcome = "stale"
             raise

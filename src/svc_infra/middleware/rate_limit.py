@@ -15,6 +15,7 @@ from svc_infra.middleware.gcra import Rate
 from svc_infra.middleware.problem import respond
 from svc_infra.middleware.rate_limit_store import RateLimitStore, store_of
 from svc_infra.obs.context import current, enter, leave
+from svc_infra.obs.http_metrics import metrics_page
 from svc_infra.wiring import current_wiring
 
 _STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
@@ -89,7 +90,8 @@ class RateLimitMiddleware:
             await _refuse(scope, answer, error)  # by a route, in an app that does not answer such errors
 
     def _is_exempt(self, scope: Scope) -> bool:
-        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._exempt_prefixes):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(self._exempt_prefixes) or path == metrics_page():
             return True
         return scope.get("method") == "OPTIONS" and any(
             name == b"access-control-request-method" for name, _ in scope["headers"]

@@ -10,6 +10,8 @@ from math import inf
 from operator import attrgetter
 from time import monotonic
 
+from svc_infra.obs.traceparent import TraceParent, make_traceparent, new_span_id, new_trace_id, parse_traceparent
+
 
 @dataclass(slots=True)
 class Context:
@@ -25,21 +27,35 @@ class Context:
     job_id: str = ""
     deadline: float = inf
     """When the answer must have begun, in the seconds of `time.monotonic`; infinite where it may take any time."""
+    sampled: bool | None = None
+    """Whether the trace is kept; None while nobody has decided that."""
 
     def known(self) -> dict[str, str]:
         """The facts that are known, for a log line."""
-        return {name: fact for name, fact in zip(FACTS, _facts(self), strict=True) if fact}
+        known = {name: fact for name, fact in zip(FACTS, _facts(self), strict=True) if fact}
+        if (inner := _inner.get()) is not None and inner[0] is self:
+            known["span_id"] = inner[1]
+        return known
 
     def carried(self) -> dict[str, str]:
-        """The facts that travel into a job or an event."""
-        return {name: value for name, value in self.known().items() if name not in ("span_id", "job_id")}
+        """The facts that travel into a job or an event; of a trace that is kept also the span that they come from."""
+        known = self.known()
+        carried = {name: value for name, value in known.items() if name not in ("span_id", "job_id")}
+        if self.sampled and "span_id" in known:
+            carried[_TRACEPARENT] = make_traceparent(TraceParent(self.trace_id, known["span_id"], sampled=True))
+        return carried
 
 
-FACTS = tuple(field.name for field in fields(Context) if field.name != "deadline")
+FACTS = tuple(field.name for field in fields(Context) if field.name not in ("deadline", "sampled"))
 """The names of the facts."""
 
+_TRACEPARENT = "traceparent"
 _facts: Callable[[Context], tuple[str, ...]] = attrgetter(*FACTS)
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
+
+Inner = tuple[Context, str]
+"""A context, and the id of the span inside of it that the current task is in."""
+_inner: ContextVar[Inner | None] = ContextVar("svc_infra_span", default=None)
 
 
 def current() -> Context:
@@ -73,12 +89,34 @@ def leave(token: Token[Context | None]) -> None:
     _current.reset(token)
 
 
+def span_id_here(context: Context) -> str:
+    """The id of the span that the current task is in."""
+    inner = _inner.get()
+    return inner[1] if inner is not None and inner[0] is context else context.span_id
+
+
+def enter_span(context: Context, span_id: str) -> Token[Inner | None]:
+    """Make this the span that the current task is in; give the token to `leave_span`."""
+    return _inner.set((context, span_id))
+
+
+def leave_span(token: Token[Inner | None]) -> None:
+    """Return to the span before `enter_span`."""
+    _inner.reset(token)
+
+
 @contextmanager
 def restored(carried: Mapping[str, str], *, job_id: str = "") -> Iterator[Context]:
-    """Run as the request that started this job did."""
+    """Run as the request that started this job did; one that comes without a trace begins its own."""
     context = Context(job_id=job_id)
     for name in carried.keys() & set(FACTS) - {"job_id"}:
         setattr(context, name, carried[name])
+    if context.trace_id:
+        origin = parse_traceparent(carried.get(_TRACEPARENT, ""))
+        context.sampled = origin is not None and origin.sampled
+        context.span_id = new_span_id() if origin is None else origin.span_id
+    else:
+        context.trace_id, context.span_id = new_trace_id(), new_span_id()
     token = enter(context)
     try:
         yield context

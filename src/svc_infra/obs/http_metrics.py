@@ -1,73 +1,56 @@
 """Metrics of the HTTP edge, under the names of OpenTelemetry's conventions as Prometheus writes them.
 
-Every request passes here, so the numbers are kept as plain ones and become metrics when they are read: that costs a
-request a fraction of what the library's counters and histograms, which any thread may use, would cost it.
+Every request passes here: what is found for one is kept, so that the next like it only adds to five numbers.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Callable
+from time import time
+from typing import TypeAlias
 
-from prometheus_client import Counter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
+from svc_infra.obs.cells import Numbers
 from svc_infra.obs.logging import logger
-from svc_infra.obs.metrics import BYTES, MAX_LABEL_CHARS, MAX_SERIES, OTHER, SECONDS, Metrics
+from svc_infra.obs.metrics import BYTES, MAX_LABEL_CHARS, SECONDS, Metrics
+from svc_infra.obs.series import MAX_SERIES, OTHER, Labels, write_exemplar
+from svc_infra.wiring import current_wiring
 
 UNMATCHED = "unmatched"
 """The route label of every request that no route answered."""
-_TIMED = ("method", "route", "class")
-_COUNTED = ("method", "route", "code", "class")
 METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"])
+OTHER_METHOD = "_OTHER"
+MAX_CLASSES = 8
+"""Most route classes; the requests of further ones are counted as "other"."""
+MAX_UNMATCHED = 32
+"""Most series of requests that no route answered; whoever sends random ones opens no more."""
+
+_UNMEASURED = "\0"  # the class of requests that are not counted
+_METHOD_NOT_ALLOWED = 405
+_TIMED = ("method", "route", "class")
+_WHOLE_BYTES = tuple(map(int, BYTES))  # numbers of one kind compare faster
 
 
-@dataclass(slots=True)
-class _Distribution:
-    """How values spread over buckets."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(init=False)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """The counts of all values up to each bound, as Prometheus wants them."""
-        names = [*map(str, self.bounds), "+Inf"]
-        return [(name, float(count)) for name, count in zip(names, accumulate(self.counts), strict=True)]
+_Answers: TypeAlias = "tuple[Numbers, Numbers, Numbers, Labels]"
+"""Where answers of one kind are counted and measured, and the labels of their time; a tuple is taken apart fastest."""
 
 
-@dataclass(slots=True)
-class _Timed:
-    """The answers that differ in nothing but their status."""
-
-    seconds: _Distribution = field(default_factory=lambda: _Distribution(SECONDS))
-    bytes: _Distribution = field(default_factory=lambda: _Distribution(BYTES))
-
-
-@dataclass(slots=True)
-class _Answers:
-    """The answers with the same labels."""
-
-    timed: _Timed
-    count: int = 0
-
-
-class HttpMetrics(Collector):
+class HttpMetrics:
     """Counts and times requests by route template, never by path.
 
     It is told of every request in the event loop's thread; the metrics may be read in any other.
 
     Args:
-        metrics: Where they are registered.
+        metrics: Where they are kept.
         route_classifier: Gives the class of a request's path (such as `public` or `internal`), a label of every metric.
+        page: The path at which the metrics are read; that is not counted.
         max_series: Most series of one metric; the labels of further ones become "other".
+
+    Attributes:
+        page: As given.
+        classifier: As given; may be set until the first request.
+        traced: Gives the id of the trace that the current request is part of, as a number, or None where nobody keeps
+            that trace. It becomes an example of a request that took so long.
     """
 
     def __init__(
@@ -75,23 +58,61 @@ class HttpMetrics(Collector):
         metrics: Metrics,
         *,
         route_classifier: Callable[[str], str] | None = None,
+        page: str | None = None,
         max_series: int = MAX_SERIES,
     ) -> None:
-        self._classifier = route_classifier
+        self.page = page
+        self.traced: Callable[[], int | None] | None = None
+        self.classifier = route_classifier
         self._max_series = max_series
-        self._in_flight: dict[str, int] = {} if route_classifier else {"": 0}
-        self._timed: dict[tuple[str, str, str], _Timed] = {}
-        self._answers: dict[tuple[str, str, str, str], _Answers] = {}
+        self._class_of_route: dict[str, str] = {}
+        self._unmatched: set[Labels] = set()
+        self._unclassified: Numbers | None = None
+        self._in_flight: dict[str, Numbers] = {}
         self._found: dict[tuple[str, str, int, str], _Answers] = {}  # what the edge says, as quickly as possible
-        self._exceptions = metrics.family(
-            Counter, "http_server_exceptions_total", ("route", "exception", "class"), "Exceptions answered with a 5xx."
+        self._requests = metrics.family(
+            "counter",
+            "http_server_requests_total",
+            ("method", "route", "code", "class"),
+            "Requests answered.",
+            max_series=max_series,
         )
-        metrics.registry.register(self)
+        self._seconds = metrics.family(
+            "histogram",
+            "http_server_request_duration_seconds",
+            _TIMED,
+            "Time from the request's first byte to the last byte of its answer.",
+            max_series=max_series,
+        )
+        self._bytes = metrics.family(
+            "histogram",
+            "http_server_response_size_bytes",
+            _TIMED,
+            "Bytes of the answer's body.",
+            max_series=max_series,
+        )
+        self._running = metrics.family(
+            "sum", "http_server_inflight_requests", ("class",), "Requests that are being answered."
+        )
+        self._exceptions = metrics.family(
+            "counter",
+            "http_server_exceptions_total",
+            ("route", "exception", "class"),
+            "Exceptions answered with a 5xx.",
+        )
+        metrics.cells.when_moved(self._look_again)
 
     def started(self, path: str) -> str:
         """Count a request in; give what this returns to `finished`."""
-        route_class = "" if self._classifier is None else self._class_of(self._classifier, path)
-        self._in_flight[route_class] += 1
+        if path == self.page:
+            return _UNMEASURED
+        if self.classifier is None:
+            if self._unclassified is None:
+                self._unclassified = self._running.block(("",)).numbers
+            self._unclassified[0] += 1
+            return ""
+        route_class = self._class_of(self.classifier, path)
+        self._in_flight[route_class][0] += 1
         return route_class
 
     def finished(
@@ -105,61 +126,80 @@ class HttpMetrics(Collector):
         error: BaseException | None,
     ) -> None:
         """Count a request out."""
-        self._in_flight[route_class] -= 1
+        if route_class == _UNMEASURED:
+            return
+        if route_class:
+            self._in_flight[route_class][0] -= 1
+        elif self._unclassified is not None:
+            self._unclassified[0] -= 1
         found = self._found.get((method, route, status, route_class))
         if found is None:
             found = self._find(method, route, status, route_class)
-        found.count += 1
-        timed = found.timed
-        timed.seconds.counts[bisect_left(SECONDS, seconds)] += 1
-        timed.seconds.total += seconds
-        timed.bytes.counts[bisect_left(BYTES, sent_bytes)] += 1
-        timed.bytes.total += sent_bytes
+        count, durations, sizes, timed = found
+        bucket = bisect_left(SECONDS, seconds) + 1
+        count[0] += 1
+        durations[0] += seconds
+        durations[bucket] += 1
+        sizes[0] += sent_bytes
+        sizes[bisect_left(_WHOLE_BYTES, sent_bytes) + 1] += 1
+        if self.traced is not None and (trace_id := self.traced()) is not None:
+            examples = self._seconds.exemplars(timed)
+            if examples is not None:
+                write_exemplar(examples.numbers, bucket - 1, trace_id, seconds, time())
         if error is not None:
-            labels = {"route": route, "exception": type(error).__name__, "class": route_class}
-            self._exceptions.series(labels).inc()
+            self._exceptions.add({"route": route, "exception": type(error).__name__, "class": route_class}, 1)
 
-    def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
-        requests = CounterMetricFamily("http_server_requests", "Requests answered.", labels=_COUNTED)
-        for labels, answers in list(self._answers.items()):
-            requests.add_metric(labels, answers.count)
-        seconds = HistogramMetricFamily(
-            "http_server_request_duration_seconds",
-            "Time from the request's first byte to the last byte of its answer.",
-            labels=_TIMED,
-        )
-        sizes = HistogramMetricFamily("http_server_response_size_bytes", "Bytes of the answer's body.", labels=_TIMED)
-        for place, timed in list(self._timed.items()):
-            seconds.add_metric(place, timed.seconds.buckets(), timed.seconds.total)
-            sizes.add_metric(place, timed.bytes.buckets(), timed.bytes.total)
-        in_flight = GaugeMetricFamily(
-            "http_server_inflight_requests", "Requests that are being answered.", labels=("class",)
-        )
-        for route_class, count in list(self._in_flight.items()):
-            in_flight.add_metric((route_class,), count)
-        yield from (requests, seconds, sizes, in_flight)
+    def _look_again(self) -> None:
+        """Find the numbers where they are now."""
+        self._found.clear()
+        if self._unclassified is not None:
+            self._unclassified = self._running.block(("",)).numbers
+        self._in_flight = {name: self._running.block((name,)).numbers for name in self._in_flight}
 
     def _class_of(self, classify: Callable[[str], str], path: str) -> str:
         try:
-            route_class = str(classify(path))[:MAX_LABEL_CHARS]
+            route_class = str(classify(path))[:MAX_LABEL_CHARS] or OTHER
         except Exception:  # noqa: BLE001 - a request is worth more than one of its labels; the log says what failed
             logger.exception("metrics.route_classifier_failed", path=path)
             route_class = OTHER
-        if route_class not in self._in_flight and len(self._in_flight) >= self._max_series - 1:
+        if route_class not in self._in_flight and len(self._in_flight) >= MAX_CLASSES:
             route_class = OTHER
-        self._in_flight.setdefault(route_class, 0)
+        if route_class not in self._in_flight:
+            self._in_flight[route_class] = self._running.block((route_class,)).numbers
         return route_class
 
     def _find(self, method: str, route: str, status: int, route_class: str) -> _Answers:
-        """Where these answers are counted; beyond the limit all new ones are counted together."""
-        labels = (method if method in METHODS else "_OTHER", route, str(status), route_class)
-        if labels not in self._answers and len(self._answers) >= self._max_series - 1:
-            labels = (OTHER, OTHER, OTHER, OTHER)
-        method_label, route_label, _, class_label = labels
-        if labels not in self._answers:
-            timed = self._timed.setdefault((method_label, route_label, class_label), _Timed())
-            self._answers[labels] = _Answers(timed)
+        """Where these answers are counted.
+
+        A stranger chooses the path, the method and through them the class. None of that opens histograms, which have
+        some thirty series each: what no route answers, for its path or its method, is timed together, and a route has
+        the class of its first request, any other is "other".
+        """
+        said = (method, route, status, route_class)
+        known = method if method in METHODS else OTHER_METHOD
+        counted = (known, route, str(status), route_class)
+        if route == UNMATCHED and counted not in self._unmatched:
+            if len(self._unmatched) < MAX_UNMATCHED:
+                self._unmatched.add(counted)
+            else:
+                counted = (OTHER, UNMATCHED, OTHER, OTHER)
+        if route == UNMATCHED or status == _METHOD_NOT_ALLOWED:
+            known, route = OTHER_METHOD, UNMATCHED
+        if len(self._class_of_route) < self._max_series:
+            self._class_of_route.setdefault(route, route_class)
+        timed = (known, route, route_class if self._class_of_route.get(route) == route_class else OTHER)
+        found = (
+            self._requests.block(counted).numbers,
+            self._seconds.block(timed).numbers,
+            self._bytes.block(timed).numbers,
+            timed,
+        )
         if len(self._found) < self._max_series:
-            self._found[method, route, status, route_class] = self._answers[labels]
-        return self._answers[labels]
+            self._found[said] = found
+        return found
+
+
+def metrics_page() -> str | None:
+    """The path at which the app that runs here shows its metrics: asked by machines, by address, and under any load."""
+    wiring = current_wiring()
+    return wiring.get(HttpMetrics).page if wiring is not None and wiring.has(HttpMetrics) else None

@@ -280,7 +280,7 @@ def setup_logging(
     if fmt == "auto":
         fmt = "json" if settings.environment in (Environment.PROD, Environment.TEST) else "plain"
     if drop_paths is None:
-        drop_paths = [path.strip() for path in settings.log.drop_paths.split(",")]
+        drop_paths = settings.log.dropped
     root = logging.getLogger()
     try:
         root.setLevel(settings.log.level if level is None else level)

@@ -1,0 +1,95 @@
+"""The page that Prometheus reads: what it shows, in which of the two formats, and to whom."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address, ip_network
+
+from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from svc_infra.obs.metrics import Metrics
+from svc_infra.obs.workers import Workers
+
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+
+
+class Readers:
+    """Who may read the metrics.
+
+    With a token whoever has it. Without one, those who ask directly and from one of the networks: a request that a
+    proxy has passed on comes from outside, whatever its address looks like.
+
+    Args:
+        networks: Such as `10.0.0.0/8`.
+        token: Given as `Authorization: Bearer <token>`.
+        open_to_all: Neither is asked for.
+    """
+
+    def __init__(self, networks: Sequence[str], token: str | None, *, open_to_all: bool) -> None:
+        self._networks = [ip_network(network) for network in networks]
+        self._token = None if token is None else f"Bearer {token}".encode()
+        self._open_to_all = open_to_all
+
+    def check(self, request: Request) -> None:
+        """Refuse a request.
+
+        Raises:
+            HTTPException: 401, the token is missing or wrong; 404, it comes from outside.
+        """
+        if self._token is not None:
+            sent = request.headers.get("authorization", "").encode("latin-1", "replace")
+            if not hmac.compare_digest(sent, self._token):
+                raise HTTPException(401, "The metrics' token is missing or wrong.", {"www-authenticate": "Bearer"})
+        elif not self._open_to_all and not self._is_inside(request):
+            raise HTTPException(404)
+
+    def _is_inside(self, request: Request) -> bool:
+        if request.client is None or any(name in request.headers for name in _FORWARDED):
+            return False
+        try:
+            address = ip_address(request.client.host)
+        except ValueError:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._networks)
+
+
+class Shown(Collector):
+    """All metrics of one app, without the time at which each series began, which would double their number.
+
+    Args:
+        metrics: What this process has counted.
+
+    Attributes:
+        workers: Those whose counts belong to it; None where there is only this process.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.workers: Workers | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric that has a series."""
+        found = self._metrics.registry.collect() if self.workers is None else self.workers.totals().metrics()
+        for metric in found:
+            if metric.type in ("counter", "histogram", "summary"):
+                metric.samples = [sample for sample in metric.samples if sample.name != f"{metric.name}_created"]
+            if metric.samples:
+                yield metric
+
+
+def metrics_page(shown: Shown, readers: Readers) -> Callable[[Request], Response]:
+    """Answers with the metrics in Prometheus' text format, or in OpenMetrics' where that is asked for."""
+
+    def page(request: Request) -> Response:  # not async: a scrape of many series runs in a thread, beside the loop
+        readers.check(request)
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(shown), headers={"content-type": content_type})
+
+    return page
