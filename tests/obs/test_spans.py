@@ -130,6 +130,17 @@ async def test_of_a_trace_that_is_not_kept_nothing_is_made(monkeypatch: pytest.M
     assert len(kept.get_finished_spans()) == 1
 
 
+async def test_probes_and_scrapes_begin_no_trace_and_continue_one() -> None:
+    kept = Kept()
+    app = service(kept)
+    async with lifespan(app):
+        for path in ("/metrics", "/_ops/ready"):
+            await call(app, "GET", path)
+        await call(app, "GET", "/_ops/live", headers=[KEPT])
+    (one,) = kept.get_finished_spans()
+    assert one.name == "GET /_ops/live"
+
+
 async def test_instrumentation_of_other_libraries_finds_the_span() -> None:
     kept, found = Kept(), list[int]()
     app = service(kept)

@@ -78,10 +78,9 @@ class Workers:
         with self._locked():
             self._bury()
             for file in self._folder.glob(f"*{_SUFFIX}"):
-                pid = None if file.name == _ENDED else file.name.partition("-")[0]
                 for key, numbers in read_cells(file):
-                    if not key.startswith(_MERGED):
-                        totals.add(key, numbers, pid=pid)
+                    if not key.startswith(_MERGED):  # and those that have ended have left nothing that needs a pid
+                        totals.add(key, numbers, pid=file.name.partition("-")[0])
         return totals
 
     async def mirror(self) -> None:
