@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, Worker, task, worker
+from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, Worker, task
+from svc_infra.jobs.workers import worker
 from tests.jobs.working import UnreliableQueue, until, until_state, working
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.config import Settings
 from svc_infra.errors import ConfigurationError, ValidationError
-from svc_infra.jobs import Cancel, InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Retry, Worker, task
+from svc_infra.jobs import Cancel, InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Retry, Snooze, Worker, task
 from svc_infra.jobs.task import Task
 from svc_infra.obs import context
 from svc_infra.obs.metrics import Metrics
@@ -190,13 +191,42 @@ async def test_retry_chooses_the_time_of_the_next_attempt() -> None:
     assert (job.available_at - START).total_seconds() == 1234
 
 
-async def test_cancel_ends_a_job_without_an_error(queue: InMemoryJobQueue) -> None:
+async def test_cancel_ends_a_job_and_keeps_the_reason(queue: InMemoryJobQueue) -> None:
     @task
     async def pointless() -> None:
         raise Cancel("the user is gone")
 
     job = await finished(queue, pointless)
-    assert (job.state, job.last_error) == (JobState.CANCELLED, None)
+    assert (job.state, job.last_error) == (JobState.CANCELLED, "Cancel: the user is gone")
+
+
+async def test_snooze_puts_a_job_off_and_spends_no_attempt() -> None:
+    clock = FakeClock(START)
+    queue = InMemoryJobQueue(clock=clock)
+    ready = False
+
+    @task
+    async def wait_for_it() -> str:
+        if not ready:
+            raise Snooze(600)
+        return "now"
+
+    job_id = await wait_for_it.options(on=queue, max_attempts=1).enqueue()
+    async with working(queue, wait_for_it):
+        for _ in range(3):
+            due = clock.now() + timedelta(seconds=600)
+
+            async def is_put_off(due: datetime = due) -> bool:
+                job = await queue.get(job_id)
+                return job is not None and job.state is JobState.READY and job.available_at == due
+
+            await until(is_put_off)
+            clock.advance(600)
+        await until(is_put_off)
+        ready = True
+        clock.advance(600)
+        job = await until_state(queue, job_id)
+    assert (job.state, job.result, job.attempts, job.last_error) == (JobState.SUCCEEDED, "now", 1, None)
 
 
 async def test_a_policy_decides_by_the_error(queue: InMemoryJobQueue) -> None:

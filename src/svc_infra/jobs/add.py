@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
+from svc_infra.jobs.context import JobContext
 from svc_infra.jobs.easy import driver, queue_of
 from svc_infra.jobs.queue import JobQueue, JobStore
 from svc_infra.jobs.schedules.schedule import Schedule, every
 from svc_infra.jobs.schedules.scheduler import CATCH_UP_SECONDS, Scheduler
-from svc_infra.jobs.task import JobContext, Task, by_name, task
-from svc_infra.jobs.worker import Worker
+from svc_infra.jobs.task import Task, by_name, task
+from svc_infra.jobs.workers import Worker
 from svc_infra.types import Clock
 from svc_infra.wiring import Part, Phase, Wiring, wiring_of
 

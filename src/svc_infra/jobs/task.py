@@ -2,102 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import WRAPPER_ASSIGNMENTS, cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Generic,
-    NoReturn,
-    NotRequired,
-    ParamSpec,
-    TypeVar,
-    get_origin,
-    get_type_hints,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-import orjson
-import pydantic
-from pydantic_core import to_jsonable_python
-from sqlalchemy.ext.asyncio import AsyncSession
-from typing_extensions import TypedDict
-
-from svc_infra.db import AsyncDatabase
-from svc_infra.errors import ConfigurationError, ValidationError
-from svc_infra.jobs.job import Job, check_number
+from svc_infra.errors import ConfigurationError
+from svc_infra.jobs.arguments import Arguments
 from svc_infra.jobs.queue import JobQueue
-from svc_infra.wiring import Wiring, current_wiring
+from svc_infra.wiring import current_wiring
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from svc_infra.jobs.retry import RetryPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class JobContext:
-    """The job that a handler runs for; a parameter annotated with this class receives it.
-
-    Attributes:
-        job: The job as it was claimed.
-        wiring: The app that the worker belongs to, where there is one.
-        cancelled: Set when the attempt should end: its time is up, its lease is lost or the worker drains. Async
-            handlers are cancelled as well; functions in a thread look here, and raise to stop early.
-        reported: The progress last reported: done and total.
-    """
-
-    job: Job
-    wiring: Wiring | None = None
-    cancelled: bool = False
-    reported: tuple[int, int] | None = None
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return self.job.attempts
-
-    @property
-    def token(self) -> str:
-        """The attempt's fencing token: an idempotency key for calls to other services."""
-        return self.job.token or ""
-
-    def progress(self, done: int, total: int = 0) -> None:
-        """Report how far the attempt is; the worker stores the latest report about twice a second.
-
-        Args:
-            done, total: How much is done of how much; a total of 0 when that is unknown.
-
-        Raises:
-            ValidationError: They are no counts.
-        """
-        self.reported = (check_number("progress", done, 0, 2**53), check_number("progress", total, 0, 2**53))
-
-    def get(self, kind: type[T]) -> T:
-        """An object that the app's rooms share.
-
-        Raises:
-            ConfigurationError: There is no such object, or the worker runs outside of an app.
-        """
-        if self.wiring is None:
-            raise ConfigurationError(f"This worker has no {kind.__name__}: give it the app's wiring.")
-        return self.wiring.get(kind)
-
-    @property
-    def db(self) -> AsyncDatabase:
-        """The app's database, for handlers that make their own units of work."""
-        return self.get(AsyncDatabase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +28,8 @@ class Task(Generic[P, R]):
     """A function that runs as a job, made by `@task`; calling it runs the function here and now.
 
     Attributes:
-        function: What runs, in the event loop when it is async, else in a thread.
-        name, queue, max_attempts, timeout_seconds, priority, backoff_seconds, retry: As given to `task`.
+        function: What runs: in the event loop when it is async, else in a thread, or with `cpu` in a process.
+        name, queue, max_attempts, timeout_seconds, priority, backoff_seconds, retry, cpu: As given to `task`.
     """
 
     function: Callable[P, R]
@@ -117,6 +40,7 @@ class Task(Generic[P, R]):
     priority: int = 0
     backoff_seconds: float | None = None
     retry: RetryPolicy | None = None
+    cpu: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not self.queue:
@@ -127,6 +51,10 @@ class Task(Generic[P, R]):
                 raise ConfigurationError(f"Task {self.name}: {limit} is {value}; it must be above 0.")
         if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
             raise ConfigurationError(f"Task {self.name} is a generator: a task returns once.")
+        if self.cpu and (self.is_async or "<locals>" in self.function.__qualname__):
+            raise ConfigurationError(
+                f"Task {self.name}: a process runs a plain function of a module, and this is none."
+            )
         self.__dict__.update({name: getattr(self.function, name, None) for name in WRAPPER_ASSIGNMENTS})
         self.__dict__["__wrapped__"] = self.function
 
@@ -222,89 +150,6 @@ class TaskCall:
         return wiring.get(JobQueue)
 
 
-class Arguments:
-    """What a task's function takes: the arguments that its jobs carry and those that the worker injects.
-
-    Args:
-        task: The task whose function to inspect.
-
-    Raises:
-        ConfigurationError: A parameter is variadic or positional-only, a type hint cannot be resolved or validated,
-            or a function in a thread asks for a session.
-    """
-
-    def __init__(self, task: Task[..., Any]) -> None:
-        self._name = task.name
-        self.context: str | None = None
-        self.session: str | None = None
-        hints = self._hints(task.function)
-        fields: dict[str, Any] = {}
-        for parameter in inspect.signature(task.function).parameters.values():
-            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                self._refuse(f"parameter {parameter.name!r} cannot be given by name")
-            hint = hints.get(parameter.name, Any)
-            injected = hint.__origin__ if get_origin(hint) is Annotated else hint
-            if injected is JobContext:
-                self.context = parameter.name
-            elif injected is AsyncSession:
-                self.session = parameter.name
-            else:
-                fields[parameter.name] = hint if parameter.default is parameter.empty else NotRequired[hint]
-        if self.session and not task.is_async:
-            self._refuse("an AsyncSession needs an async function; use JobContext.db from one")
-        kind: Any = TypedDict("Arguments", fields)  # type: ignore[misc]
-        try:
-            self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(pydantic.with_config(extra="forbid")(kind))
-        except pydantic.PydanticUserError as error:
-            self._refuse(str(error).partition("\n")[0])
-
-    def encode(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The payload for these arguments.
-
-        Raises:
-            ValidationError: They do not fit the type hints, or are no JSON.
-        """
-        try:
-            payload = self._adapter.dump_python(self._adapter.validate_python(dict(arguments)), mode="json")
-        except pydantic.ValidationError as error:
-            raise self._invalid(error) from None  # its text would show values
-        except ValueError as error:
-            raise ValidationError(f"{self._name}: an argument cannot be stored as JSON.") from error
-        return payload  # type: ignore[no-any-return]
-
-    def decode(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments in this payload.
-
-        Raises:
-            ValidationError: They do not fit the type hints.
-        """
-        try:
-            return self._adapter.validate_json(orjson.dumps(dict(payload)))  # type: ignore[no-any-return]
-        except pydantic.ValidationError as error:
-            raise self._invalid(error) from None  # its text would show values
-
-    def _hints(self, function: Callable[..., Any]) -> dict[str, Any]:
-        inner = inspect.unwrap(function)  # a decorated function's hints name things of the module it was written in
-        hints = {name: hint for name, hint in inspect.get_annotations(inner).items() if name != "return"}
-        try:
-            return get_type_hints(
-                SimpleNamespace(__annotations__=hints), getattr(inner, "__globals__", {}), include_extras=True
-            )
-        except NameError as error:
-            self._refuse(f"its type hint {error.name} is not defined at run time (is it only imported for typing?)")
-
-    def _invalid(self, error: pydantic.ValidationError) -> ValidationError:
-        problems = [
-            {"loc": list(problem["loc"]), "detail": problem["msg"]}
-            for problem in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        named = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['detail']}" for one in problems[:3])
-        return ValidationError(f"{self._name}: {named}", errors=problems)
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise ConfigurationError(f"Task {self._name}: {reason}.")
-
-
 @overload
 def task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
@@ -317,14 +162,16 @@ def task(
     priority: int = 0,
     backoff_seconds: float | None = None,
     retry: RetryPolicy | None = None,
+    cpu: bool = False,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(name: Any = None, **options: Any) -> Any:
     """Make a function a task.
 
-    Arguments are validated by the function's type hints, when a job is enqueued and again before it runs. Parameters
-    annotated with `JobContext` receive the job's context; one annotated with `AsyncSession` receives a unit of work
-    that commits when the function returns, in one transaction with the job's own completion when both are in the
-    same database.
+    Arguments are validated by the function's type hints, when a job is enqueued and again before it runs. A parameter
+    annotated with `JobContext` receives the job's context, one annotated with `logging.Logger` a logger; one annotated
+    with `AsyncSession` receives a unit of work that commits when the function returns, in one transaction with the
+    job's own completion when both are in the same database. One annotated with any other class that JSON cannot
+    express receives what the app's rooms share under that class.
 
     Args:
         name: Unique in an app; "<last part of the module>.<function>" when left out.
@@ -333,7 +180,11 @@ def task(name: Any = None, **options: Any) -> Any:
         timeout_seconds: Longest run of one attempt; the worker's default when left out.
         priority: Higher runs first.
         backoff_seconds: The first retry's upper delay, doubled with each attempt; the queue's default when left out.
-        retry: Given the error and the number of the attempt: seconds until the next one, or None to give up.
+        retry: Seconds until the next attempt, or None to give up: by the error's type as in
+            `{TimeoutError: 30.0, ValueError: None}`, where errors that are not named wait for the backoff, or as a
+            function of the error and the number of the attempt.
+        cpu: Run in a process of its own: for a plain function that computes for long. It is found again by its
+            module and name, is given nothing but the job's arguments, and is killed when its time is up.
 
     Returns:
         The task; it can still be called like the function.
@@ -358,39 +209,6 @@ def by_name(tasks: Iterable[Task[..., Any]]) -> dict[str, Task[..., Any]]:
             raise ConfigurationError(f"Two tasks are called {one.name}: give one of them another name.")
         _ = one.arguments
     return named
-
-
-def storable(task: Task[..., Any], result: Any) -> Any:
-    """What a task returned, as JSON.
-
-    Raises:
-        ValidationError: It is none.
-    """
-    try:
-        return to_jsonable_python(result)
-    except ValueError as error:
-        raise ValidationError(f"{task.name} returned something that cannot be stored as JSON.") from error
-
-
-def start_thread(function: Callable[[], Any]) -> asyncio.Future[tuple[bool, Any]]:
-    """Run a function in a thread of its own; the future tells whether it returned, and what it returned or raised.
-
-    A daemon thread: one that hangs must not keep a process alive whose worker has given it up.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[bool, Any]] = loop.create_future()
-    context = copy_context()
-
-    def run() -> None:
-        try:
-            ended = (True, context.run(function))
-        except BaseException as error:  # noqa: BLE001 - raised again where the attempt awaits it
-            ended = (False, error)
-        with suppress(RuntimeError):  # the loop is closed: the worker has given the attempt up
-            loop.call_soon_threadsafe(future.set_result, ended)
-
-    threading.Thread(target=run, name="svc-infra-job", daemon=True).start()
-    return future
 
 
 def _default_name(function: Callable[..., Any]) -> str:

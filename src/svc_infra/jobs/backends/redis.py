@@ -6,7 +6,8 @@ import asyncio
 import builtins
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -25,7 +26,7 @@ from svc_infra.jobs.job import (
     read_object,
     read_result,
 )
-from svc_infra.jobs.queue import Beat, QueueStats
+from svc_infra.jobs.queue import Beat, JobQueue, QueueStats
 from svc_infra.redis import connect, translating
 from svc_infra.types import Clock, SystemClock
 
@@ -89,6 +90,7 @@ class RedisJobQueue(CheckedQueue):
     ) -> None:
         super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds)
         self._owned = isinstance(client, str)
+        self._url = client if isinstance(client, str) else None
         self._client: Any = connect(client) if isinstance(client, str) else client
         if _answers_in_text(self._client):
             raise ConfigurationError("RedisJobQueue needs a client that answers in bytes: leave decode_responses off.")
@@ -109,6 +111,18 @@ class RedisJobQueue(CheckedQueue):
         job = NewJob(**message.payload)
         age = (SystemClock().now() - message.created_at).total_seconds()
         await self._insert(replace(job, delay_seconds=max(0.0, job.delay_seconds - age)))
+
+    def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
+        """See `JobQueue.heart`. There is one for a queue that was made from a URL."""
+        return None if self._url is None else self._apart(self._url)
+
+    @asynccontextmanager
+    async def _apart(self, url: str) -> AsyncIterator[JobQueue]:
+        apart = RedisJobQueue(url, prefix=self._prefix.strip("{}"), clock=self._clock)
+        try:
+            yield apart
+        finally:
+            await apart.close()
 
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`. One waiting worker of the served queues is woken for each job, in any process."""
