@@ -8,7 +8,7 @@
 
 from svc_infra.jobs.backends import InMemoryJobQueue, RedisJobQueue, SqlJobQueue
 from svc_infra.jobs.easy import easy_jobs
-from svc_infra.jobs.job import Job, JobRequest, JobState
+from svc_infra.jobs.job import Job, JobRequest, JobState, Limit, Unique
 from svc_infra.jobs.queue import JobQueue, JobStore
 from svc_infra.jobs.retry import Cancel, Retry
 from svc_infra.jobs.schedules import Schedule, Scheduler, cron, every
@@ -24,12 +24,14 @@ __all__ = [
     "JobRequest",
     "JobState",
     "JobStore",
+    "Limit",
     "RedisJobQueue",
     "Retry",
     "Schedule",
     "Scheduler",
     "SqlJobQueue",
     "Task",
+    "Unique",
     "Worker",
     "cron",
     "easy_jobs",
