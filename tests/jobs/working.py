@@ -10,7 +10,7 @@ from typing import Any
 
 from svc_infra.errors import UnavailableError
 from svc_infra.jobs import InMemoryJobQueue, Job, JobQueue, JobState, JobStore, Task, Worker
-from svc_infra.jobs.queue import Beat
+from svc_infra.jobs.queue import Beat, Completion
 from svc_infra.obs.metrics import Metrics
 from svc_infra.wiring import Wiring
 
@@ -38,9 +38,9 @@ class UnreliableQueue(InMemoryJobQueue):
         self._answer("heartbeat")
         return await super().heartbeat(jobs, lease_seconds=lease_seconds)
 
-    async def ack(self, job: Job, **outcome: Any) -> None:
+    async def ack_many(self, completions: Sequence[Completion]) -> set[str]:
         self._answer("ack")
-        await super().ack(job, **outcome)
+        return await super().ack_many(completions)
 
     async def wait(self, timeout_seconds: float) -> None:
         self._answer("wait")

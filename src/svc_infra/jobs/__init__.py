@@ -1,19 +1,20 @@
 """Background jobs: stored with the caller's rows, run at least once, on SQL, Redis or memory.
 
-- `task`: `@task`, what its jobs carry, and the context that handlers get · `schedules`: jobs at fixed times
-- `worker`: runs jobs · `retry`: what becomes of those that fail
+- `task`: `@task` · `arguments`: what its jobs carry · `context`: what handlers are told · `schedules`: fixed times
+- `workers`: what runs jobs · `retry`: what becomes of those that fail
 - `job`: what a job is · `queue`: the ports `JobQueue` and `JobStore` · `backends`: where jobs are kept
 - `easy`: `easy_jobs` · `add`: `add_jobs`, `contribute_tasks` · `http`: `JobQueueDep`, `JobStoreDep`
 """
 
 from svc_infra.jobs.backends import InMemoryJobQueue, RedisJobQueue, SqlJobQueue
+from svc_infra.jobs.context import JobContext
 from svc_infra.jobs.easy import easy_jobs
 from svc_infra.jobs.job import Job, JobRequest, JobState, Limit, Unique
 from svc_infra.jobs.queue import JobQueue, JobStore
-from svc_infra.jobs.retry import Cancel, Retry
+from svc_infra.jobs.retry import Cancel, Retry, Snooze
 from svc_infra.jobs.schedules import Schedule, Scheduler, cron, every
-from svc_infra.jobs.task import JobContext, Task, task
-from svc_infra.jobs.worker import Worker
+from svc_infra.jobs.task import Task, task
+from svc_infra.jobs.workers import Worker
 
 __all__ = [
     "Cancel",
@@ -29,6 +30,7 @@ __all__ = [
     "Retry",
     "Schedule",
     "Scheduler",
+    "Snooze",
     "SqlJobQueue",
     "Task",
     "Unique",

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
+from svc_infra.jobs.context import JobContext
 from svc_infra.jobs.easy import driver, queue_of
 from svc_infra.jobs.queue import JobQueue, JobStore
 from svc_infra.jobs.schedules.schedule import Schedule, every
 from svc_infra.jobs.schedules.scheduler import CATCH_UP_SECONDS, Scheduler
-from svc_infra.jobs.task import JobContext, Task, by_name, task
-from svc_infra.jobs.worker import Worker
+from svc_infra.jobs.task import Task, by_name, task
+from svc_infra.jobs.workers import Worker
 from svc_infra.types import Clock
 from svc_infra.wiring import Part, Phase, Wiring, wiring_of
 
@@ -130,6 +131,8 @@ def worker_of(wiring: Wiring, *, queues: Sequence[str] = ("default",), concurren
         poll_interval_seconds=jobs.poll_interval_seconds,
         drain_seconds=jobs.drain_seconds,
         default_timeout_seconds=jobs.timeout_seconds,
+        prefetch=jobs.prefetch,
+        stall_seconds=jobs.stall_seconds,
     )
 
 
@@ -184,6 +187,7 @@ class _Runners:
     def __init__(self, wiring: Wiring, plan: JobsPlan) -> None:
         self._wiring = wiring
         self._plan = plan
+        self._runners: list[Worker | Scheduler] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -193,6 +197,7 @@ class _Runners:
         runners: list[Worker | Scheduler] = [worker_of(wiring)] if plan.worker else []
         if plan.scheduler:
             runners.append(Scheduler(wiring.get(JobQueue), plan.schedules.values(), clock=_given(wiring, Clock)))
+        self._runners = runners
         with wiring.active():
             self._tasks = [asyncio.create_task(one.run()) for one in runners]
         try:
@@ -209,9 +214,12 @@ class _Runners:
                     _log.error("jobs.runner_failed", exc_info=ended)
 
     async def check(self) -> None:
-        """Refuse when one of them has ended by itself."""
+        """Refuse when one of them has ended by itself, or gets nothing of what is due."""
         if any(one.done() for one in self._tasks):
             raise UnavailableError("The worker or the scheduler has stopped.")
+        for one in self._runners:
+            if isinstance(one, Worker):
+                await one.check()
 
 
 def _given(wiring: Wiring, kind: type[T]) -> T | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -186,6 +187,14 @@ class JobQueue(Protocol):
         Raises:
             StaleAttemptError: The attempt no longer holds the job.
             ConfigurationError: This queue does not live in the session's database.
+        """
+        ...
+
+    def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
+        """The same queue with connections of its own, for a thread with its own event loop to send heartbeats through.
+
+        Returns:
+            None when a heartbeat has to come from the event loop that uses this queue.
         """
         ...
 

@@ -40,6 +40,7 @@ class Context:
 
 
 _FIELDS = tuple(field.name for field in fields(Context) if field.name != "deadline")
+_RESTORED = frozenset(_FIELDS) - {"job_id"}
 _facts: Callable[[Context], tuple[str, ...]] = attrgetter(*_FIELDS)
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
 
@@ -74,7 +75,7 @@ def leave(token: Token[Context | None]) -> None:
 def restored(carried: Mapping[str, str], *, job_id: str = "") -> Iterator[Context]:
     """Run as the request that started this job did."""
     context = Context(job_id=job_id)
-    for name in carried.keys() & set(_FIELDS) - {"job_id"}:
+    for name in carried.keys() & _RESTORED:
         setattr(context, name, carried[name])
     token = enter(context)
     try:

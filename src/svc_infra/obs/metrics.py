@@ -170,6 +170,10 @@ class CurrentMetrics:
         """As `Metrics.timer`."""
         return _current().timer(name, **labels)
 
+    def family(self, kind: type, name: str, labels: tuple[str, ...], help_text: str) -> Family:
+        """As `Metrics.family`."""
+        return _current().family(kind, name, labels, help_text)
+
 
 metrics = CurrentMetrics()
 

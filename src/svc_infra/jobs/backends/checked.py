@@ -7,6 +7,7 @@ import builtins
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from svc_infra.jobs.queue import (
     STORE_LIMIT_JOBS,
     Beat,
     Completion,
+    JobQueue,
     QueueInfo,
 )
 from svc_infra.obs import metrics
@@ -154,6 +156,10 @@ class CheckedQueue(ABC):
         """See `JobQueue.heartbeat`."""
         _check_lease(lease_seconds)
         return await self._renew(jobs, lease_seconds) if jobs else Beat(frozenset())
+
+    def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
+        """See `JobQueue.heart`."""
+        return None
 
     async def ack(self, job: Job, *, result: Any = None, session: AsyncSession | None = None) -> None:
         """See `JobQueue.ack`."""

@@ -6,7 +6,8 @@ import asyncio
 import builtins
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from hashlib import sha1
@@ -30,7 +31,7 @@ from svc_infra.jobs.job import (
     NewJob,
     check_name,
 )
-from svc_infra.jobs.queue import Beat, QueueInfo, QueueStats
+from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
 from svc_infra.redis import connect, translating
 from svc_infra.types import Clock, SystemClock
 
@@ -91,11 +92,12 @@ class RedisJobQueue(CheckedQueue):
         max_crashes: int = DEFAULT_MAX_CRASHES,
     ) -> None:
         super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds, max_crashes=max_crashes)
-        self._owned = isinstance(client, str)
+        self._url = client if isinstance(client, str) else None
         self._client: Any = connect(client) if isinstance(client, str) else client
         if _answers_in_text(self._client):
             raise ConfigurationError("RedisJobQueue needs a client that answers in bytes: leave decode_responses off.")
-        self._prefix = "{" + check_name("prefix", prefix) + "}"
+        self._name = check_name("prefix", prefix)
+        self._prefix = "{" + prefix + "}"
         self._outbox = outbox
         self._clock = clock
         self._max_finished = max_finished
@@ -105,7 +107,7 @@ class RedisJobQueue(CheckedQueue):
 
     async def close(self) -> None:
         """Close the connections, unless they are the caller's."""
-        if self._owned:
+        if self._url is not None:
             await self._client.aclose()
 
     async def relay(self, message: OutboxMessage) -> None:
@@ -114,6 +116,18 @@ class RedisJobQueue(CheckedQueue):
         age = (SystemClock().now() - message.created_at).total_seconds()
         # The message may come twice: then the id is there already.
         await self._inserts([replace(job, delay_seconds=max(0.0, job.delay_seconds - age), chosen_id=True)])
+
+    def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
+        """See `JobQueue.heart`. There is one for a queue that was made from a URL."""
+        return None if self._url is None else self._apart(self._url)
+
+    @asynccontextmanager
+    async def _apart(self, url: str) -> AsyncIterator[JobQueue]:
+        apart = RedisJobQueue(url, prefix=self._name, clock=self._clock)
+        try:
+            yield apart
+        finally:
+            await apart.close()
 
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`. One waiting worker of the served queues is woken for each job, in any process."""

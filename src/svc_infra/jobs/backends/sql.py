@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +25,7 @@ from svc_infra.jobs.job import (
     read_object,
     read_result,
 )
-from svc_infra.jobs.queue import Beat, QueueStats
+from svc_infra.jobs.queue import Beat, JobQueue, QueueStats
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -68,6 +69,20 @@ class SqlJobQueue(CheckedQueue):
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`."""
         await self._wakeup.wait(timeout_seconds)
+
+    def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
+        """See `JobQueue.heart`. A SQLite database in memory has one connection only."""
+        return None if self._db.url.database in (None, "", ":memory:") else self._apart()
+
+    @asynccontextmanager
+    async def _apart(self) -> AsyncIterator[JobQueue]:
+        database = AsyncDatabase(self._db.url.render_as_string(hide_password=False), pool_size=1, max_overflow=0)
+        apart = SqlJobQueue(database, clock=self._clock)
+        apart._beats = self._beats  # so that claims go on sending those that wait for SQLite's one writer
+        try:
+            yield apart
+        finally:
+            await database.dispose()
 
     async def get(self, job_id: str) -> Job | None:
         """See `JobStore.get`."""
