@@ -261,7 +261,7 @@ async def test_run_works_on_its_queues_until_a_signal_drains_it(
         other = await queue.enqueue("effect", {"number": "none"}, queue="other")
         process = started("--queues", "a, b", "--concurrency", "2", "--no-scheduler")
         for job_id in ids:
-            assert (await until_state(queue, job_id)).state is JobState.DEAD
+            assert (await until_state(queue, job_id, seconds=30)).state is JobState.DEAD
         assert (await until_state(queue, other, JobState.READY)).attempts == 0
         process.send_signal(number)
         assert await asyncio.to_thread(process.wait, 20) == 0
@@ -271,7 +271,7 @@ async def test_a_second_signal_hands_the_running_jobs_back_at_once(environment: 
     async with queued(environment) as queue:
         job_id = await queue.enqueue("hang")
         process = started("--no-scheduler")
-        await until_state(queue, job_id, JobState.RUNNING)
+        await until_state(queue, job_id, JobState.RUNNING, seconds=30)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)  # another one, as two of a kind may arrive as one
         await until(lambda: process.poll() is not None, seconds=15)

@@ -78,7 +78,8 @@ def add_jobs(
         tasks: What the worker can run. The tasks of the schedules are among them.
         schedules: What runs when.
         queue: Instead of the one that `JOBS_DRIVER` asks for; whoever made it closes it.
-        worker: Run jobs in this process, of the queue "default" and those that the tasks name. Otherwise `svc-infra jobs run` does, in another.
+        worker: Run jobs in this process, of the queue "default" and those that the tasks name. Otherwise
+            `svc-infra jobs run` does, in another.
         scheduler: Store the jobs of the schedules from this process; any number of processes may.
 
     Raises:
