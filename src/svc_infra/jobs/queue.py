@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -314,7 +315,7 @@ class JobStore(Protocol):
         """How full the queues are, together."""
         ...
 
-    async def queues(self) -> list[QueueInfo]:
+    async def queues(self) -> builtins.list[QueueInfo]:
         """Every queue in which a job waits or runs, and every one that is paused or configured, by name."""
         ...
 
