@@ -119,6 +119,18 @@ async def test_a_damaged_job_goes_to_the_dead_letter_and_keeps_nobody_up(db: Asy
     assert "no JSON object" in str(dead["list"].last_error)
 
 
+async def test_a_job_of_a_newer_format_is_left_to_newer_workers(db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(db, clock=FakeClock())
+    await queue.enqueue("a", job_id="new")
+    await queue.enqueue("a", job_id="known")
+    await execute(db, "UPDATE svc_jobs SET version = 2 WHERE id = 'new'")
+    assert [job.id for job in await queue.reserve(worker_id="w", limit=9)] == ["known"]
+    left = await queue.get("new")
+    assert left is not None
+    assert (left.state, left.attempts, left.crashes, left.version) == (JobState.READY, 0, 0, 2)
+    assert left.available_at - left.created_at == timedelta(seconds=30)
+
+
 async def test_a_session_of_another_database_is_refused(db: AsyncDatabase, tmp_path: Path) -> None:
     queue, other = SqlJobQueue(db), AsyncDatabase(f"sqlite:///{tmp_path}/other.db")
     await queue.enqueue("a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ SLOW_LOOK_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 """How often a process looks for leases that have ended."""
 LOOK_BACK = timedelta(seconds=10)
-"""How far back such a look goes; one in `FULL_SWEEP` goes back without end."""
+"""How far beyond the last one such a look goes back; one in `FULL_SWEEP` goes back without end."""
 FULL_SWEEP = timedelta(seconds=60)
 TELL_LIMIT = 100
 """How many notices go out one by one; more are replaced by one that lets the others look."""
@@ -164,10 +164,11 @@ class PostgresJobs:
             if not swept_lately or (self._due is not None and self._due <= time):
                 await self._sweep()
             looked = await self._look() if self._loop_time() >= self._look_at else False
-            jobs = await self._start(worker_id, limit, timedelta(seconds=lease_seconds))
+            lease = timedelta(seconds=lease_seconds)
+            jobs = await self._start(worker_id, limit, lease)
             if not jobs and not looked and (self._listener is None or self._loop_time() >= self._look_not_before):
                 await self._look()
-                jobs = await self._start(worker_id, limit, timedelta(seconds=lease_seconds))
+                jobs = await self._start(worker_id, limit, lease)
             return jobs
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
@@ -186,28 +187,30 @@ class PostgresJobs:
 
     async def _start(self, worker_id: str, limit: int, lease: timedelta) -> list[Job]:
         self._absorb()
-        if not self._lanes:
-            return []
         weights = weights_of(self._queues, self._configured)
-        limited = any(lane.limit_key for lane in self._lanes) or any(
-            info.concurrency or info.rate for info in self._configured.values()
-        )
-        if limited:
-            lanes = [(*lane, floor, limit) for lane, floor in self._lanes.items()]
-            started = await self._steps.claim_limited(worker_id, self.now, lease, lanes, limit, self._turns, weights)
+        started: list[tuple[Job, int]] = []
+        if any(lane.limit_key for lane in self._lanes) or any(one.is_limited for one in self._configured.values()):
+            if self._lanes:
+                lanes = [(*lane, floor, limit) for lane, floor in self._lanes.items()]
+                started = await self._steps.claim_limited(
+                    worker_id, self.now, lease, lanes, limit, self._turns, weights
+                )
             self._look_at = 0.0
         else:
-            tenants = {lane.tenant for lane in self._lanes}
-            shares = self._turns.divide(tenants, limit, weights)
-            lanes = [
-                (*lane, floor, shares[lane.tenant]) for lane, floor in self._lanes.items() if lane.tenant in shares
-            ]
-            started = await self._steps.claim(worker_id, self.now, lease, lanes)
-            self._learn(started, shares)
+            while self._lanes and len(started) < limit:  # each time round, a tenant that had less than its share is out
+                shares = self._turns.divide({lane.tenant for lane in self._lanes}, limit - len(started), weights)
+                lanes = [
+                    (*one, floor, shares[one.tenant]) for one, floor in self._lanes.items() if one.tenant in shares
+                ]
+                found = await self._steps.claim(worker_id, self.now, lease, lanes)
+                self._learn(found, shares, weights)
+                started += found
         started.sort(key=lambda one: (one[1], one[0].id))
         return [job for job, _ in started]
 
-    def _learn(self, started: Sequence[tuple[Job, int]], shares: dict[str, int]) -> None:
+    def _learn(
+        self, started: Sequence[tuple[Job, int]], shares: Mapping[str, int], weights: Mapping[str, float]
+    ) -> None:
         """From what was found: where nothing is left, and where the next scan begins."""
         starts: dict[str, int] = {}
         for job, rank in started:
@@ -215,7 +218,7 @@ class PostgresJobs:
             self._lanes[lane] = max(rank, self._lanes.get(lane, rank))
             starts[job.tenant] = starts.get(job.tenant, 0) + 1
         drained = {tenant for tenant, share in shares.items() if starts.get(tenant, 0) < share}
-        self._turns.took({lane.tenant for lane in self._lanes}, starts, weights_of(self._queues, self._configured))
+        self._turns.took({lane.tenant for lane in self._lanes}, starts, weights)
         self._lanes = {lane: floor for lane, floor in self._lanes.items() if lane.tenant not in drained}
 
     def _absorb(self) -> None:
@@ -246,8 +249,9 @@ class PostgresJobs:
         return queue in self._configured and self._configured[queue].paused
 
     async def _sweep(self) -> None:
-        back = LOOK_BACK
-        if not timedelta(0) <= self._time() - self._swept_fully_at < FULL_SWEEP:
+        time = self._time()
+        back = time - self._swept_at + LOOK_BACK
+        if not timedelta(0) <= time - self._swept_fully_at < FULL_SWEEP or time < self._swept_at:
             back = _EVER
         self._due = None  # what is told meanwhile counts
         moved, (now, due) = await self._steps.sweep(self._queues, self.now, back, self._max_crashes)

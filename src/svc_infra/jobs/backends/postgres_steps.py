@@ -245,7 +245,7 @@ class PostgresSteps:
         queues = sorted({lane[0] for lane in lanes})
         async with self.connection() as driver, driver.transaction():
             configured = {row["name"]: info_of(row) for row in await driver.fetch(_CONFIGURED, queues)}
-            limited = [name for name, info in configured.items() if info.concurrency or info.rate]
+            limited = [name for name, info in configured.items() if info.is_limited]
             keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
             await driver.execute(_KEYS, keys)
             due = {row["key"]: row["due"] for row in await driver.fetch(_LOCK, keys)}

@@ -192,7 +192,7 @@ class SqliteJobs:
             self._sweep(database, queue, now)
         self._due = None
         configured = _configured(database, queues)
-        self._limited = {name for name, info in configured.items() if info.concurrency or info.rate}
+        self._limited = {name for name, info in configured.items() if info.is_limited}
         lanes = self._lanes(
             database, [name for name in queues if name not in configured or not configured[name].paused]
         )
