@@ -1,9 +1,8 @@
 """Background jobs: stored with the caller's rows, run at least once, on SQL, Redis or memory.
 
-- `task`: `@task` · `arguments`: what its jobs carry · `context`: what handlers are told · `schedules`: fixed times
-- `workers`: what runs jobs · `retry`: what becomes of those that fail
-- `job`: what a job is · `queue`: the ports `JobQueue` and `JobStore` · `backends`: where jobs are kept
-- `easy`: `easy_jobs` · `add`: `add_jobs`, `contribute_tasks` · `http`: `JobQueueDep`, `JobStoreDep`
+- `task`, `arguments`, `context`: functions that run as jobs · `retry`: what becomes of failures · `workers` · `schedules`
+- `job`: what a job is · `queue`: the ports · `backends`: where jobs are kept · `easy`, `add`, `http`: `easy_jobs`,
+  `add_jobs` and `contribute_tasks`, `JobQueueDep` and `JobStoreDep`
 """
 
 from svc_infra.jobs.backends import InMemoryJobQueue, RedisJobQueue, SqlJobQueue
