@@ -18,7 +18,7 @@ from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
 from svc_infra.jobs.backends.sql import SqlJobQueue
-from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState
 from svc_infra.jobs.queue import Completion
 from svc_infra.testing import FakeClock
 
@@ -263,6 +263,79 @@ async def test_workers_on_many_connections_lose_and_double_nothing(
     assert (await queues[0].stats()).counts[JobState.SUCCEEDED] == total
     for db in databases:
         await db.dispose()
+
+
+async def listening(queue: SqlJobQueue) -> asyncio.Task[None]:
+    """A task that waits for a notice, once PostgreSQL would send one."""
+    assert await queue.reserve(worker_id="w") == []
+    waiting = asyncio.create_task(queue.wait(30))
+    async with asyncio.timeout(5):
+        while not await execute(queue._db, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"):
+            await asyncio.sleep(0.01)
+    return waiting
+
+
+async def test_a_worker_of_another_process_hears_of_a_job_at_once(
+    postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
+    other = AsyncDatabase(postgres_url)
+    worker = SqlJobQueue(postgres_db)
+    waiting = await listening(worker)
+    await SqlJobQueue(other).enqueue("a")
+    await asyncio.wait_for(waiting, 5)
+    assert len(await worker.reserve(worker_id="w")) == 1
+    await other.dispose()
+
+
+async def test_a_worker_that_lost_its_ear_looks_and_listens_again(
+    postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
+    worker, other = SqlJobQueue(postgres_db), AsyncDatabase(postgres_url)
+    waiting = await listening(worker)
+    await execute(other, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    await asyncio.wait_for(waiting, 5)
+    worker._jobs._listen_not_before = 0.0  # type: ignore[union-attr]
+    waiting = await listening(worker)
+    await SqlJobQueue(other).enqueue("a", delay_seconds=0.05)
+    await asyncio.wait_for(waiting, 5)
+    async with asyncio.timeout(5):
+        while not await worker.reserve(worker_id="w"):
+            await worker.wait(30)
+    await other.dispose()
+
+
+async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_open(
+    postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
+    db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
+    queue = SqlJobQueue(db)
+
+    async def index_entries_read() -> int:
+        await execute(db, "SELECT pg_stat_force_next_flush()")
+        found = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'ix_svc_jobs_ready'"
+        return int((await execute(db, found))[0][0])
+
+    await queue.enqueue_many([JobRequest(name="a") for _ in range(2000)])
+    async with postgres_db.session() as old:
+        await old.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        await old.execute(text("SELECT count(*) FROM svc_jobs"))
+        for _ in range(19):
+            await queue.ack_many([Completion(job) for job in await queue.reserve(worker_id="w", limit=100)])
+        before = await index_entries_read()
+        assert len(await queue.reserve(worker_id="w", limit=50)) == 50
+        assert await index_entries_read() - before < 200
+    await db.dispose()
+
+
+async def test_a_job_below_what_is_known_is_found_by_the_next_look(postgres_db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(postgres_db)
+    await queue.enqueue_many([JobRequest(name="a") for _ in range(20)])
+    await queue.reserve(worker_id="w", limit=5)
+    await SqlJobQueue(postgres_db).enqueue("urgent", priority=9)  # whose notice nobody hears
+    async with asyncio.timeout(10):
+        while "urgent" not in [job.name for job in await queue.reserve(worker_id="w", limit=1)]:
+            await queue.enqueue("a")
+            await asyncio.sleep(0.02)
 
 
 async def test_what_the_driver_raises_is_translated(tmp_path: Path) -> None:

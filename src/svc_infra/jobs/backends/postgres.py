@@ -33,13 +33,16 @@ SLOW_LOOK_SECONDS = 0.05
 """A look that takes longer has many dead index entries to pass: while notices come, looks then take 5 % of the time."""
 SWEEP_SECONDS = 1.0
 """How often a process looks for leases that have ended."""
-LOOK_BACK = timedelta(seconds=10)
+LOOK_BACK = timedelta(seconds=2)
 """How far beyond the last one such a look goes back; one in `FULL_SWEEP` goes back without end."""
 FULL_SWEEP = timedelta(seconds=60)
 TELL_LIMIT = 100
 """How many notices go out one by one; more are replaced by one that lets the others look."""
 LISTEN_AGAIN_SECONDS = 1.0
 """How long after a failed attempt to listen the next one comes; meanwhile workers poll."""
+
+Place = tuple[int, str]
+"""Rank and id: the order in which the jobs of a lane start."""
 
 _EVER = timedelta(days=36500)
 _LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
@@ -50,9 +53,9 @@ _log = logging.getLogger(__name__)
 class PostgresJobs:
     """Claims from lanes that it knows: from its own steps, from notices of other processes, from a look at the index.
 
-    Of each lane it remembers the rank below which nothing waits. A claim begins its index scan there, and so does not
+    Of each lane it remembers the place before which nothing waits. A claim begins its index scan there, and so does not
     pass the entries of all jobs that were claimed before, which PostgreSQL cannot remove while any old transaction is
-    open. A notice of a job below lowers that rank; what a lost notice would have told, the next look finds.
+    open. A notice of a job before that lowers it; what a lost notice would have told, the next look finds.
 
     Args:
         db: The database.
@@ -69,8 +72,8 @@ class PostgresJobs:
         self._turns = Turns()
         self._claiming = asyncio.Lock()
         self._queues: list[str] = ["default"]  # what this process last reserved from
-        self._lanes: dict[Lane, int] = {}  # where jobs may wait, and the rank below which none does
-        self._told: dict[Lane, int] = {}  # of the jobs that came since the last claim began
+        self._lanes: dict[Lane, Place] = {}  # where jobs may wait, and the place before which none does
+        self._told: dict[Lane, Place] = {}  # of the jobs that came since the last claim began
         self._configured: dict[str, QueueInfo] = {}
         self._cursor = ""  # the last tenant of a look that found too many lanes
         self._look_at = self._look_not_before = self._configured_until = 0.0  # in the event loop's time
@@ -81,6 +84,7 @@ class PostgresJobs:
         self._listen_not_before = 0.0
         self._untold: list[str] = []
         self._telling: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
         self._origin = secrets.token_hex(4)
 
     @property
@@ -105,7 +109,7 @@ class PostgresJobs:
 
     def came(self, lane: Lane, rank: int) -> None:
         """A job waits here: the next claim looks from this rank on."""
-        self._told[lane] = min(rank, self._told.get(lane, rank))
+        self._lower(self._told, lane, (rank, ""))
         if len(self._told) > LANES_LIMIT:
             self._told.clear()
             self._look_at = 0.0
@@ -158,12 +162,8 @@ class PostgresJobs:
             if queues != self._queues:
                 self._queues, self._lanes = queues, {}
                 self._look_at = self._configured_until = 0.0
-                self._swept_at = _LONG_AGO
-            time = self._time()
-            swept_lately = timedelta(0) <= time - self._swept_at < timedelta(seconds=SWEEP_SECONDS)
-            if not swept_lately or (self._due is not None and self._due <= time):
-                await self._sweep()
-            looked = await self._look() if self._loop_time() >= self._look_at else False
+                self._swept_at = self._swept_fully_at = _LONG_AGO
+            looked = await self._keep_up()
             lease = timedelta(seconds=lease_seconds)
             jobs = await self._start(worker_id, limit, lease)
             if not jobs and not looked and (self._listener is None or self._loop_time() >= self._look_not_before):
@@ -178,7 +178,8 @@ class PostgresJobs:
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`."""
         if self._listener is None and self._loop_time() >= self._listen_not_before and await self._listen():
-            await self._look()
+            async with self._claiming:
+                await self._look()
             if self._lanes:
                 return
         if self._due is not None and (until_due := (self._due - self._time()).total_seconds()) > 0:
@@ -191,7 +192,7 @@ class PostgresJobs:
         started: list[tuple[Job, int]] = []
         if any(lane.limit_key for lane in self._lanes) or any(one.is_limited for one in self._configured.values()):
             if self._lanes:
-                lanes = [(*lane, floor, limit) for lane, floor in self._lanes.items()]
+                lanes = [(*lane, *place, limit) for lane, place in self._lanes.items()]
                 started = await self._steps.claim_limited(
                     worker_id, self.now, lease, lanes, limit, self._turns, weights
                 )
@@ -200,7 +201,7 @@ class PostgresJobs:
             while self._lanes and len(started) < limit:  # each time round, a tenant that had less than its share is out
                 shares = self._turns.divide({lane.tenant for lane in self._lanes}, limit - len(started), weights)
                 lanes = [
-                    (*one, floor, shares[one.tenant]) for one, floor in self._lanes.items() if one.tenant in shares
+                    (*one, *place, shares[one.tenant]) for one, place in self._lanes.items() if one.tenant in shares
                 ]
                 found = await self._steps.claim(worker_id, self.now, lease, lanes)
                 self._learn(found, shares, weights)
@@ -215,44 +216,72 @@ class PostgresJobs:
         starts: dict[str, int] = {}
         for job, rank in started:
             lane = Lane(job.queue, job.tenant, "")
-            self._lanes[lane] = max(rank, self._lanes.get(lane, rank))
+            self._lanes[lane] = max((rank, job.id), self._lanes.get(lane, (rank, job.id)))
             starts[job.tenant] = starts.get(job.tenant, 0) + 1
         drained = {tenant for tenant, share in shares.items() if starts.get(tenant, 0) < share}
         self._turns.took({lane.tenant for lane in self._lanes}, starts, weights)
         self._lanes = {lane: floor for lane, floor in self._lanes.items() if lane.tenant not in drained}
 
     def _absorb(self) -> None:
-        for lane, rank in self._told.items():
+        for lane, place in self._told.items():
             if lane.queue in self._queues:
-                self._lanes[lane] = min(rank, self._lanes.get(lane, rank))
+                self._lower(self._lanes, lane, place)
         self._told.clear()
 
-    async def _look(self) -> bool:
-        started = self._loop_time()
+    def _lower(self, places: dict[Lane, Place], lane: Lane, place: Place) -> None:
+        places[lane] = min(place, places.get(lane, place))
+
+    async def _keep_up(self) -> bool:
+        """Sweep and look where it is time to; whether it has looked just now. What can take long runs beside claims."""
+        time = self._time()
+        swept_lately = timedelta(0) <= time - self._swept_at < timedelta(seconds=SWEEP_SECONDS)
+        if not swept_lately or (self._due is not None and self._due <= time):
+            never = self._swept_at == _LONG_AGO or time < self._swept_at
+            await self._sweep(_EVER if never else time - self._swept_at + LOOK_BACK)
+        if self._loop_time() < self._look_at:
+            return False
+        if self._lanes and self._listener is None and self._loop_time() >= self._listen_not_before:
+            await self._listen()  # a busy worker does not come to `wait`
+        if not self._lanes or self._listener is None:
+            await self._look()
+            return True
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._catch_up())
+        return False
+
+    async def _catch_up(self) -> None:
+        try:
+            if self._time() - self._swept_fully_at >= FULL_SWEEP:
+                await self._sweep(_EVER)
+            for lane, place in (await self._waiting_lanes()).items():
+                self._lower(self._told, lane, place)
+        except SvcInfraError as error:  # claims meet the same outage, and tell the worker
+            _log.warning("jobs.look_failed", exc_info=error)
+
+    async def _look(self) -> None:
         self._told.clear()
+        self._lanes = await self._waiting_lanes()
+
+    async def _waiting_lanes(self) -> dict[Lane, Place]:
+        started = self._loop_time()
+        self._look_at = started + LOOK_SECONDS
         rows = await self._steps.lanes(self._queues, self._cursor, LANES_LIMIT)
         if self._cursor and not rows:
             self._cursor = ""
             rows = await self._steps.lanes(self._queues, "", LANES_LIMIT)
         self._cursor = rows[-1]["tenant"] if len(rows) == LANES_LIMIT else ""
-        self._lanes = {Lane(*row[:3]): row["rank"] for row in rows}
         if started >= self._configured_until:
             self._configured = await self._steps.configured(self._queues)
             self._configured_until = started + LOOK_SECONDS
-        self._lanes = {lane: floor for lane, floor in self._lanes.items() if not self._is_paused(lane.queue)}
         took = self._loop_time() - started
-        self._look_at = started + max(LOOK_SECONDS, 20 * took)
-        self._look_not_before = started + 20 * took if took > SLOW_LOOK_SECONDS else 0.0
-        return True
+        if took > SLOW_LOOK_SECONDS:
+            self._look_at = self._look_not_before = started + max(LOOK_SECONDS, 20 * took)
+        return {Lane(*row[:3]): (row["rank"], row["id"]) for row in rows if not self._is_paused(row["queue"])}
 
     def _is_paused(self, queue: str) -> bool:
         return queue in self._configured and self._configured[queue].paused
 
-    async def _sweep(self) -> None:
-        time = self._time()
-        back = time - self._swept_at + LOOK_BACK
-        if not timedelta(0) <= time - self._swept_fully_at < FULL_SWEEP or time < self._swept_at:
-            back = _EVER
+    async def _sweep(self, back: timedelta) -> None:
         self._due = None  # what is told meanwhile counts
         moved, (now, due) = await self._steps.sweep(self._queues, self.now, back, self._max_crashes)
         self._offset += now - self._time()

@@ -96,31 +96,31 @@ SELECT {_NOW} AS now, (SELECT min(h.available_at) FROM unnest($2::text[]) q(queu
 _LANES = """
 WITH RECURSIVE lane AS (
     (SELECT q.queue, h.* FROM unnest($1::text[]) q(queue), LATERAL (
-        SELECT tenant, limit_key, rank FROM svc_jobs WHERE state = 'ready' AND queue = q.queue AND tenant > $2
+        SELECT tenant, limit_key, rank, id FROM svc_jobs WHERE state = 'ready' AND queue = q.queue AND tenant > $2
         ORDER BY tenant, limit_key, rank, id LIMIT 1) h)
     UNION ALL
     SELECT l.queue, h.* FROM lane l, LATERAL (
-        SELECT tenant, limit_key, rank FROM svc_jobs
+        SELECT tenant, limit_key, rank, id FROM svc_jobs
         WHERE state = 'ready' AND queue = l.queue AND (tenant, limit_key) > (l.tenant, l.limit_key)
         ORDER BY tenant, limit_key, rank, id LIMIT 1) h
 )
-SELECT queue, tenant, limit_key, rank FROM lane LIMIT $3
+SELECT queue, tenant, limit_key, rank, id FROM lane LIMIT $3
 """
 _CONFIGURED = "SELECT name, paused, concurrency, rate, period_seconds, weights FROM svc_job_queues WHERE name = ANY($1)"
 
 _FROM_LANES = """
-    unnest({lanes}) l(queue, tenant, limit_key, floor, take), LATERAL (
+    unnest({lanes}) l(queue, tenant, limit_key, floor, floor_id, take), LATERAL (
         SELECT id, rank, limit_concurrency, limit_rate, limit_period_seconds FROM svc_jobs
         WHERE state = 'ready' AND queue = l.queue AND tenant = l.tenant AND limit_key = l.limit_key
-            AND rank >= l.floor
+            AND (rank, id) >= (l.floor, l.floor_id)
         ORDER BY rank, id LIMIT l.take FOR UPDATE SKIP LOCKED) h
 """
-_TYPES = "${}::text[], ${}::text[], ${}::text[], ${}::bigint[], ${}::int[]"
+_TYPES = "${}::text[], ${}::text[], ${}::text[], ${}::bigint[], ${}::text[], ${}::int[]"
 # An array of ids keeps the planner on the primary key, however many rows it expects.
 _CLAIM = f"""
 WITH heads AS MATERIALIZED (
     SELECT h.id, l.take, row_number() OVER (PARTITION BY l.tenant ORDER BY h.rank, h.id) AS place
-    FROM {_FROM_LANES.format(lanes=_TYPES.format(4, 5, 6, 7, 8))}
+    FROM {_FROM_LANES.format(lanes=_TYPES.format(4, 5, 6, 7, 8, 9))}
     WHERE l.limit_key = '' AND NOT EXISTS (SELECT FROM svc_job_queues c
         WHERE c.name = l.queue AND (c.paused OR c.concurrency IS NOT NULL OR c.rate IS NOT NULL))
 )
@@ -128,7 +128,7 @@ WITH heads AS MATERIALIZED (
 """  # noqa: S608
 _HEADS = f"""
 SELECT l.queue, l.tenant, l.limit_key, h.id, h.rank, h.limit_concurrency, h.limit_rate, h.limit_period_seconds
-FROM {_FROM_LANES.format(lanes=_TYPES.format(1, 2, 3, 4, 5))}
+FROM {_FROM_LANES.format(lanes=_TYPES.format(1, 2, 3, 4, 5, 6))}
 """  # noqa: S608
 _START = f"{_STARTED} WHERE j.id = ANY($4::text[]) RETURNING {_JOB}, j.rank"
 _MICROS = f"SELECT (extract(epoch FROM {_NOW}) * 1000000)::bigint"  # noqa: S608
@@ -215,7 +215,7 @@ class PostgresSteps:
             return moved, await driver.fetchrow(_NEXT, now, queues)
 
     async def lanes(self, queues: Sequence[str], after: str | None, limit: int) -> list[Any]:
-        """The lanes in which jobs wait, and the rank of each lane's first."""
+        """The lanes in which jobs wait, and the place of each lane's first."""
         return await self.fetch(
             _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''"), queues, after or "", limit
         )
