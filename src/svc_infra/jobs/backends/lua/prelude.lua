@@ -16,6 +16,7 @@
 -- <p>:rate:<limit key>         string  when the next start is due if starts were even; expires at that time
 -- <p>:blocked:<limit key>      set     queues with a job that waits for one of the key to end
 -- <p>:paused, <p>:configured   set, hash   of queues; the configuration as JSON
+-- <p>:void:<token>             string  this claim must not be made any more
 -- <p>:wake:<queue>             list    at most one element: something became ready; waiting workers block on it
 --
 -- A lane is "<queue> <priority> <limit key> <tenant>", or "<queue>" alone for priority 0, no limit and no tenant.

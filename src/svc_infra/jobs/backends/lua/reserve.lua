@@ -1,14 +1,16 @@
 -- ARGV: now, worker, limit, lease in microseconds, token, most jobs that each sweep moves, most crashes, most finished
--- jobs, error of an ended lease, then the queues. Returns the time, the claimed jobs, each as id and hash as it was
--- before, and the ids whose hash is gone.
+-- jobs, error of an ended lease, key that forbids this claim or '', then the queues. Returns the time, the claimed jobs,
+-- each as id, number in the token and hash as it was before, and the ids whose hash is gone.
 --
 -- Tenants take turns by stride scheduling (Waldspurger and Weihl 1995): the one with the smallest pass is next, and a
 -- start moves its pass by 1 / weight. Of one tenant the smallest rank of all lanes is next. A lane that a limit holds
 -- back is left for this call.
 local LANES_LOOKED = 1000  -- of each tenant in each queue; when there are more, others each time
 local worker, limit, lease, token, sweep = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 10
+local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 11
 local lost = {}
+
+if ARGV[10] ~= '' and redis.call('EXISTS', ARGV[10]) == 1 then return { whole(now), {}, lost } end
 
 -- Year, month and day by days since 1970 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 local function moment(micros)
@@ -209,7 +211,7 @@ while #turns > 0 and claims < limit do
       if lane.limit ~= '' then count(lane.limit, 1) end
       redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
         token .. '-' .. claims, 'worker_id', worker, 'started_at', now, 'lease_expires_at', expires)
-      claimed[#claimed + 1] = { id, job }
+      claimed[#claimed + 1] = { id, tostring(claims), job }
     end
   end
 end
