@@ -30,7 +30,7 @@ MODELS = [
     "svc_infra.jobs.backends.models",
     "svc_infra.webhooks.models",
 ]
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency"]
+CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency", "0006_jobs"]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

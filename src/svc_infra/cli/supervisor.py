@@ -57,6 +57,9 @@ class Supervisor:
 
     def _pass_on(self, number: int) -> None:
         self._stopping.set()
+        self._send(number)
+
+    def _send(self, number: int) -> None:
         for process in self._running:
             with suppress(ProcessLookupError):  # it has just ended
                 process.send_signal(number)
@@ -75,7 +78,8 @@ class Supervisor:
                 self._restarting.discard(process)
                 continue
             if self._stopping.is_set() or (status == REFUSED_STATUS and self._watch is None):
-                self._status = self._status or abs(status)
+                if -status not in (signal.SIGINT, signal.SIGTERM):  # those came before it could take them
+                    self._status = self._status or abs(status)
                 self._pass_on(signal.SIGTERM)
                 return
             if time.monotonic() - started >= STEADY_SECONDS:
@@ -98,9 +102,8 @@ class Supervisor:
                 _log.info("jobs.reload", extra={"changed": [str(path) for path in changed[:10]]})
                 seen = now
                 self._restarting |= self._running
-                for process in list(self._running):
-                    with suppress(ProcessLookupError):
-                        process.terminate()
+                for number in (signal.SIGTERM, signal.SIGINT):  # two: the jobs that run start over with what is new
+                    self._send(number)
 
 
 def _times(folder: Path) -> dict[Path, int]:
