@@ -79,7 +79,7 @@ for place = #queues, 1, -1 do
     for tenant, weight in pairs(settings[queue].weights) do weights[tenant] = weight end
   end
   local tenants = paused[place] == 1 and {} or
-    redis.call('ZRANGE', key_of('tenants', queue), 0, limit - 1, 'WITHSCORES')
+    redis.call('ZRANGE', key_of('tenants', queue), 0, math.max(limit, 2) - 1, 'WITHSCORES')
   for at = 1, #tenants, 2 do
     local tenant, pass = tenants[at], tonumber(tenants[at + 1])
     local flow = flows[tenant]
