@@ -76,7 +76,7 @@ for place = #queues, 1, -1 do
   local queue = queues[place]
   if configured[place] then
     settings[queue] = cjson.decode(configured[place])
-    for tenant, weight in pairs(settings[queue].weights) do weights[tenant] = weight end
+    for tenant, weight in pairs(settings[queue].weights or {}) do weights[tenant] = weight end
   end
   local tenants = paused[place] == 1 and {} or
     redis.call('ZRANGE', key_of('tenants', queue), 0, math.max(limit, 2) - 1, 'WITHSCORES')
