@@ -327,18 +327,18 @@ async def test_several_processes_share_the_work_and_a_signal_reaches_them_all(en
         assert [job.attempts for job in await queue.list(state=JobState.READY)] == [0, 0]
 
 
-async def test_a_process_that_dies_is_started_again(environment: str, started: Any) -> None:
+async def test_a_process_that_its_job_kills_is_started_again_and_the_job_ends_in_the_dead_letter(
+    environment: str, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS_LEASE_SECONDS", "1")
     async with queued(environment) as queue:
+        deadly = await queue.enqueue("leave")
+        started("--processes", "2", "--concurrency", "1", "--no-scheduler")
+        async with asyncio.timeout(90):
+            job = await queue.wait_for(deadly, 90)
         await queue.enqueue("hang")
-        process = started("--processes", "2", "--concurrency", "1", "--no-scheduler")
-        (worker,) = await workers_of(queue, 1)
-        victim = int(worker.split(":")[1])
-        others = set(children(process)) - {victim}
-        os.kill(victim, signal.SIGKILL)
-        await until(lambda: len(set(children(process)) - others - {victim}) == 1, seconds=20)
-        process.terminate()
-        process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 20) == 0
+        await workers_of(queue, 1)
+    assert (job.state, job.crashes) == (JobState.DEAD, 3)
 
 
 async def test_a_changed_source_starts_the_worker_again(

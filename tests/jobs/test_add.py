@@ -276,3 +276,12 @@ async def test_readiness_asks_the_worker_whether_it_gets_what_is_due() -> None:
             return False
 
         await until(refused)
+
+
+async def test_the_worker_of_an_app_serves_the_queues_that_its_tasks_name() -> None:
+    mail = task(name="mail", queue="mail")(hello.function)
+    app = made()
+    add_jobs(app, tasks=[mail, hello], scheduler=False)
+    async with started(app):
+        for one in (mail, hello):
+            assert (await until_state(store_of(app), await one.enqueue())).state is JobState.SUCCEEDED

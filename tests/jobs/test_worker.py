@@ -1,8 +1,9 @@
 """The worker: what handlers are given, how attempts end, and what it survives."""
 
 import asyncio
+import logging
 import threading
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ async def test_snooze_puts_a_job_off_and_spends_no_attempt() -> None:
         for _ in range(3):
             due = clock.now() + timedelta(seconds=600)
 
-            async def is_put_off(due: datetime = due) -> bool:
+            async def is_put_off(due: Any = due) -> bool:
                 job = await queue.get(job_id)
                 return job is not None and job.state is JobState.READY and job.available_at == due
 
@@ -458,3 +459,27 @@ async def test_a_worker_without_room_is_alive() -> None:
         await worker.check()
         go_on.set()
         await until_state(queue, ids[1])
+
+
+class Mailer:
+    """Something that an app provides."""
+
+
+async def test_a_handler_is_given_what_the_app_provides(queue: InMemoryJobQueue, wiring: Wiring) -> None:
+    seen: list[object] = []
+
+    @task
+    async def mail(to: str, mailer: Mailer, log: logging.Logger) -> None:
+        seen.extend([to, mailer, log.name])
+
+    @task
+    def mail_in_a_thread(mailer: Mailer) -> None:
+        seen.append(mailer)
+
+    mailer = Mailer()
+    wiring.provide(Mailer, mailer)
+    ids = [await mail.options(on=queue).enqueue(to="x"), await mail_in_a_thread.options(on=queue).enqueue()]
+    async with working(queue, mail, mail_in_a_thread, wiring=wiring, concurrency=1):
+        for job_id in ids:
+            assert (await until_state(queue, job_id)).state is JobState.SUCCEEDED
+    assert seen == ["x", mailer, __name__, mailer]

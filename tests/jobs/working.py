@@ -70,7 +70,7 @@ async def until(fact: Callable[[], bool | Awaitable[bool]], *, seconds: float = 
             await asyncio.sleep(0.002)
 
 
-async def until_state(store: JobStore, job_id: str, *states: JobState) -> Job:
+async def until_state(store: JobStore, job_id: str, *states: JobState, seconds: float = 10.0) -> Job:
     """Wait until a job is in one of these states; by default a terminal one."""
     wanted = states or (JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED)
     found: list[Job] = []
@@ -80,7 +80,7 @@ async def until_state(store: JobStore, job_id: str, *states: JobState) -> Job:
         found[:] = [job] if job is not None and job.state in wanted else []
         return bool(found)
 
-    await until(reached)
+    await until(reached, seconds=seconds)
     return found[0]
 
 

@@ -25,7 +25,9 @@ ORPHAN_CHECK_SECONDS = 1.0
 
 def run(
     target: App,
-    queues: Annotated[str, typer.Option(help="The queues to serve, separated by commas.")] = "default",
+    queues: Annotated[
+        str | None, typer.Option(help="The queues to serve, separated by commas; by default those of the app's tasks.")
+    ] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Jobs at a time; JOBS_CONCURRENCY by default.")] = None,
     processes: Annotated[int, typer.Option(min=1, max=PROCESSES_LIMIT, help="How many processes, each of that.")] = 1,
     scheduler: Annotated[bool, typer.Option(help="Run the schedules too.")] = True,
@@ -35,8 +37,8 @@ def run(
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run jobs until SIGTERM or SIGINT; then finish those that run, or after a second signal hand them back at once."""
-    names = [name.strip() for name in queues.split(",") if name.strip()]
-    if not names:
+    names = None if queues is None else [name.strip() for name in queues.split(",") if name.strip()]
+    if names == []:
         raise ConfigurationError("--queues names no queue.")
     app = loaded(target)
     wiring = wiring_with_jobs(app, target)
@@ -44,8 +46,9 @@ def run(
         setup_logging(settings=wiring.settings)
     watched = wiring.settings.app.env is Environment.LOCAL if reload is None else reload
     if parent is None and (processes > 1 or watched):
-        command = [sys.executable, "-m", "svc_infra.cli", "jobs", "run", target, "--queues", ",".join(names)]
-        command += ["--parent", str(os.getpid())] + (["--concurrency", str(concurrency)] if concurrency else [])
+        command = [sys.executable, "-m", "svc_infra.cli", "jobs", "run", target, "--parent", str(os.getpid())]
+        command += ["--queues", ",".join(names)] if names else []
+        command += ["--concurrency", str(concurrency)] if concurrency else []
         first = command if scheduler else [*command, "--no-scheduler"]
         commands = [first, *[[*command, "--no-scheduler"]] * (processes - 1)]
         raise typer.Exit(asyncio.run(Supervisor(commands, watch=Path.cwd() if watched else None).run()))
@@ -54,7 +57,9 @@ def run(
     asyncio.run(_work(app, wiring, names, concurrency, parent))
 
 
-async def _work(app: Any, wiring: Wiring, queues: list[str], concurrency: int | None, parent: int | None) -> None:
+async def _work(
+    app: Any, wiring: Wiring, queues: list[str] | None, concurrency: int | None, parent: int | None
+) -> None:
     async with app.router.lifespan_context(app):
         worker = worker_of(wiring, queues=queues, concurrency=concurrency)
         signals: list[int] = []

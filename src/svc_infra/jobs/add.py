@@ -78,7 +78,7 @@ def add_jobs(
         tasks: What the worker can run. The tasks of the schedules are among them.
         schedules: What runs when.
         queue: Instead of the one that `JOBS_DRIVER` asks for; whoever made it closes it.
-        worker: Run jobs in this process. Otherwise `svc-infra jobs run` does, in another.
+        worker: Run jobs in this process, of the queue "default" and those that the tasks name. Otherwise `svc-infra jobs run` does, in another.
         scheduler: Store the jobs of the schedules from this process; any number of processes may.
 
     Raises:
@@ -118,9 +118,16 @@ def plan_of(wiring: Wiring) -> JobsPlan:
     return wiring.get(JobsPlan)
 
 
-def worker_of(wiring: Wiring, *, queues: Sequence[str] = ("default",), concurrency: int | None = None) -> Worker:
-    """A worker for the tasks of a started app; `concurrency` is `JOBS_CONCURRENCY` when left out."""
+def worker_of(wiring: Wiring, *, queues: Sequence[str] | None = None, concurrency: int | None = None) -> Worker:
+    """A worker for the tasks of a started app.
+
+    Args:
+        queues: Those to serve; "default" and the queues of the tasks when left out.
+        concurrency: `JOBS_CONCURRENCY` when left out.
+    """
     jobs = wiring.settings.jobs
+    if queues is None:
+        queues = sorted({"default", *(one.queue for one in plan_of(wiring).tasks.values())})
     return Worker(
         wiring.get(JobQueue),
         plan_of(wiring).tasks.values(),

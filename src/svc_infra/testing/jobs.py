@@ -71,8 +71,7 @@ class JobTester:
         else:
             await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
         self._stack.enter_context(self._wiring.active())
-        names = {one.queue for one in self._plan.tasks.values()} | {"default"}
-        self._worker: Worker = worker_of(self._wiring, queues=sorted(names))
+        self._worker: Worker = worker_of(self._wiring)
         self._schedules = [one for one in self._plan.schedules.values() if one.task is not purge_finished]
         self._scheduler = Scheduler(self.queue, self._schedules, clock=self.clock, catch_up_seconds=0.0)
         await self._scheduler.tick()  # time begins here
