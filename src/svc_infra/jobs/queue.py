@@ -233,6 +233,11 @@ class QueueInfo:
     period_seconds: float = 60.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has a concurrency or a rate."""
+        return self.concurrency is not None or self.rate is not None
+
 
 class JobStore(Protocol):
     """What can be asked of the jobs that a queue keeps; every backend is both a `JobQueue` and a `JobStore`."""

@@ -148,17 +148,16 @@ class InMemoryJobQueue(CheckedQueue):
 
     async def _pause(self, queue: str, paused: bool) -> None:
         self._keep(replace(self._configured.get(queue) or QueueInfo(name=queue), paused=paused))
-        self._wakeup.notify()
 
     async def _configure(self, queue: QueueInfo) -> None:
         known = self._configured.get(queue.name)
         self._keep(replace(queue, paused=known is not None and known.paused))
-        self._wakeup.notify()
 
     def _keep(self, queue: QueueInfo) -> None:
         self._configured[queue.name] = queue
         if queue == QueueInfo(name=queue.name):
             del self._configured[queue.name]
+        self._wakeup.notify()
 
     async def _store(self, jobs: Sequence[NewJob], session: AsyncSession | None) -> builtins.list[str]:
         held = [self._holder(job) for job in jobs]
@@ -174,8 +173,8 @@ class InMemoryJobQueue(CheckedQueue):
     ) -> builtins.list[Job]:
         now = self._clock.now()
         self._sweep(now)
-        claimed = []
-        for entry in self._chosen(queues, limit, now):
+        chosen = self._chosen(queues, limit, now)
+        for entry in chosen:
             entry.job = replace(
                 entry.job,
                 state=JobState.RUNNING,
@@ -186,8 +185,7 @@ class InMemoryJobQueue(CheckedQueue):
                 lease_expires_at=now + timedelta(seconds=lease_seconds),
             )
             self._running.add(entry.job.id)
-            claimed.append(entry.seen())
-        return claimed
+        return [entry.seen() for entry in chosen]
 
     def _chosen(self, queues: Sequence[str], limit: int, now: datetime) -> builtins.list[Entry]:
         heads = []
@@ -244,7 +242,7 @@ class InMemoryJobQueue(CheckedQueue):
     async def _release(self, job: Job, delay_seconds: float) -> bool:
         if (entry := self._held(job)) is None:
             return False
-        due = self._after(delay_seconds) if delay_seconds else entry.job.available_at
+        due = self._after(delay_seconds) if delay_seconds else min(self._clock.now(), entry.job.available_at)
         entry.job = replace(entry.job, attempts=entry.job.attempts - 1)
         self._give_back(entry, due, None)
         return True
@@ -321,7 +319,9 @@ class InMemoryJobQueue(CheckedQueue):
             job = entry.job
             facts = lease_ended(job.worker_id, job.started_at, job.lease_expires_at)
             entry.job = replace(job, crashes=job.crashes + 1, last_error=facts)
-            self._give_back(entry, job.available_at, JobState.DEAD if job.crashes + 1 >= self._max_crashes else None)
+            self._give_back(
+                entry, min(now, job.available_at), JobState.DEAD if job.crashes + 1 >= self._max_crashes else None
+            )
         while self._delayed and self._delayed[0][0] <= now:
             available_at, job_id = heapq.heappop(self._delayed)
             self._offer(self._entries[job_id], available_at=available_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
+from svc_infra.obs import metrics
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -28,18 +29,20 @@ LANES_LIMIT = 1000
 """How many lanes one process serves in turn; more take their turns after those."""
 LOOK_SECONDS = 1.0
 """How often a process looks for lanes that it has not been told of, while it has others."""
-SLOW_LOOK_SECONDS = 0.02
-"""A look that takes longer has many dead index entries to pass: looks then take 5 % of the time at most."""
+SLOW_LOOK_SECONDS = 0.05
+"""A look that takes longer has many dead index entries to pass: while notices come, looks then take 5 % of the time."""
 SWEEP_SECONDS = 1.0
 """How often a process looks for leases that have ended."""
 LOOK_BACK = timedelta(seconds=10)
-"""How far back such a look goes; one in `FULL_SWEEP` goes back without end."""
+"""How far beyond the last one such a look goes back; one in `FULL_SWEEP` goes back without end."""
 FULL_SWEEP = timedelta(seconds=60)
+TELL_LIMIT = 100
+"""How many notices go out one by one; more are replaced by one that lets the others look."""
 LISTEN_AGAIN_SECONDS = 1.0
 """How long after a failed attempt to listen the next one comes; meanwhile workers poll."""
 
 _EVER = timedelta(days=36500)
-_NEVER = datetime.fromisoformat("9000-01-01T00:00:00+00:00")
+_LONG_AGO = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 _log = logging.getLogger(__name__)
 
@@ -70,11 +73,14 @@ class PostgresJobs:
         self._told: dict[Lane, int] = {}  # of the jobs that came since the last claim began
         self._configured: dict[str, QueueInfo] = {}
         self._cursor = ""  # the last tenant of a look that found too many lanes
-        self._look_at = self._look_not_before = 0.0  # in the event loop's time
+        self._look_at = self._look_not_before = self._configured_until = 0.0  # in the event loop's time
         self._offset = timedelta(0)  # the server's clock less this machine's
-        self._swept_at = self._sweep_at = self._swept_fully_at = datetime.fromtimestamp(0, SystemClock().now().tzinfo)
+        self._due: datetime | None = None  # when the next delayed job is due, as far as this process knows
+        self._swept_at = self._swept_fully_at = _LONG_AGO
         self._listener: Any = None
         self._listen_not_before = 0.0
+        self._untold: list[str] = []
+        self._telling: asyncio.Task[None] | None = None
         self._origin = secrets.token_hex(4)
 
     @property
@@ -84,14 +90,16 @@ class PostgresJobs:
 
     async def insert(self, jobs: Sequence[NewJob], session: AsyncSession | None) -> tuple[int, Callable[[], None]]:
         """Store jobs whose ids and unique keys are free: how many, and what to call when that is committed."""
-        rows = await self._steps.insert(jobs, self.now, self._origin, session)
+        rows = await self._steps.insert(jobs, self.now, session)
 
         def committed() -> None:
-            for queue, tenant, limit_key, state, rank, wait, *_ in rows:
+            for queue, tenant, limit_key, state, rank, wait, _, due in rows:
                 if state == "ready":
                     self.came(Lane(queue, tenant, limit_key), rank)
                 else:
                     self.comes(wait)
+                number = rank if state == "ready" else due
+                self._tell("\t".join((self._origin, queue, state, str(number), limit_key, tenant)))
 
         return sum(row[6] for row in rows), committed
 
@@ -105,12 +113,13 @@ class PostgresJobs:
 
     def comes(self, wait: timedelta) -> None:
         """A job becomes due then."""
-        self._sweep_at = min(self._sweep_at, self._time() + wait)
+        due = self._time() + wait
+        self._due = due if self._due is None else min(self._due, due)
         self._wakeup.notify()  # for a shorter wait
 
     def changed(self) -> None:
         """Something else may have become possible."""
-        self._look_at = self._look_not_before = 0.0
+        self._look_at = self._look_not_before = self._configured_until = 0.0
         self._wakeup.notify()
 
     def freed(self, jobs: Sequence[Job]) -> None:
@@ -121,21 +130,45 @@ class PostgresJobs:
     async def tell(self) -> None:
         """Let every process look."""
         self.changed()
-        await self._steps.fetch("SELECT pg_notify($1, $2)", CHANNEL, self._origin)
+        await self._steps.notify([self._origin])
+
+    def _tell(self, payload: str) -> None:
+        """Tell the other processes soon, of all that has come until then at once.
+
+        Not in the transaction that stores the jobs: of those that notify, PostgreSQL commits only one at a time.
+        """
+        if len(self._untold) <= TELL_LIMIT:
+            self._untold.append(payload)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_all())
+
+    async def _tell_all(self) -> None:
+        while self._untold:
+            payloads = list(dict.fromkeys(self._untold)) if len(self._untold) <= TELL_LIMIT else [self._origin]
+            self._untold.clear()
+            try:
+                await self._steps.notify(payloads)
+            except SvcInfraError as error:  # their next look finds what this would have told
+                metrics.increment("jobs.notify_failed")
+                _log.warning("jobs.notify_failed", exc_info=error)
 
     async def claim(self, worker_id: str, queues: list[str], limit: int, lease_seconds: float) -> list[Job]:
         """See `JobQueue.reserve`."""
         async with self._claiming:
             if queues != self._queues:
-                self._queues, self._lanes, self._look_at = queues, {}, 0.0
-                self._sweep_at = self._swept_at
-            if not self._swept_at <= self._time() < self._sweep_at:
+                self._queues, self._lanes = queues, {}
+                self._look_at = self._configured_until = 0.0
+                self._swept_at = _LONG_AGO
+            time = self._time()
+            swept_lately = timedelta(0) <= time - self._swept_at < timedelta(seconds=SWEEP_SECONDS)
+            if not swept_lately or (self._due is not None and self._due <= time):
                 await self._sweep()
             looked = await self._look() if self._loop_time() >= self._look_at else False
-            jobs = await self._start(worker_id, limit, timedelta(seconds=lease_seconds))
-            if not jobs and not looked and self._loop_time() >= self._look_not_before:
+            lease = timedelta(seconds=lease_seconds)
+            jobs = await self._start(worker_id, limit, lease)
+            if not jobs and not looked and (self._listener is None or self._loop_time() >= self._look_not_before):
                 await self._look()
-                jobs = await self._start(worker_id, limit, timedelta(seconds=lease_seconds))
+                jobs = await self._start(worker_id, limit, lease)
             return jobs
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
@@ -148,35 +181,36 @@ class PostgresJobs:
             await self._look()
             if self._lanes:
                 return
-        until_due = (self._sweep_at - self._time()).total_seconds()
-        await self._wakeup.wait(
-            max(0.0, min(timeout_seconds, until_due)) if until_due < SWEEP_SECONDS / 2 else timeout_seconds
-        )
+        if self._due is not None and (until_due := (self._due - self._time()).total_seconds()) > 0:
+            timeout_seconds = min(timeout_seconds, until_due)
+        await self._wakeup.wait(timeout_seconds)
 
     async def _start(self, worker_id: str, limit: int, lease: timedelta) -> list[Job]:
         self._absorb()
-        if not self._lanes:
-            return []
         weights = weights_of(self._queues, self._configured)
-        limited = any(lane.limit_key for lane in self._lanes) or any(
-            info.concurrency or info.rate for info in self._configured.values()
-        )
-        if limited:
-            lanes = [(*lane, floor, limit) for lane, floor in self._lanes.items()]
-            started = await self._steps.claim_limited(worker_id, self.now, lease, lanes, limit, self._turns, weights)
+        started: list[tuple[Job, int]] = []
+        if any(lane.limit_key for lane in self._lanes) or any(one.is_limited for one in self._configured.values()):
+            if self._lanes:
+                lanes = [(*lane, floor, limit) for lane, floor in self._lanes.items()]
+                started = await self._steps.claim_limited(
+                    worker_id, self.now, lease, lanes, limit, self._turns, weights
+                )
             self._look_at = 0.0
         else:
-            tenants = {lane.tenant for lane in self._lanes}
-            shares = self._turns.divide(tenants, limit, weights)
-            lanes = [
-                (*lane, floor, shares[lane.tenant]) for lane, floor in self._lanes.items() if lane.tenant in shares
-            ]
-            started = await self._steps.claim(worker_id, self.now, lease, lanes)
-            self._learn(started, shares)
+            while self._lanes and len(started) < limit:  # each time round, a tenant that had less than its share is out
+                shares = self._turns.divide({lane.tenant for lane in self._lanes}, limit - len(started), weights)
+                lanes = [
+                    (*one, floor, shares[one.tenant]) for one, floor in self._lanes.items() if one.tenant in shares
+                ]
+                found = await self._steps.claim(worker_id, self.now, lease, lanes)
+                self._learn(found, shares, weights)
+                started += found
         started.sort(key=lambda one: (one[1], one[0].id))
         return [job for job, _ in started]
 
-    def _learn(self, started: Sequence[tuple[Job, int]], shares: dict[str, int]) -> None:
+    def _learn(
+        self, started: Sequence[tuple[Job, int]], shares: Mapping[str, int], weights: Mapping[str, float]
+    ) -> None:
         """From what was found: where nothing is left, and where the next scan begins."""
         starts: dict[str, int] = {}
         for job, rank in started:
@@ -184,7 +218,7 @@ class PostgresJobs:
             self._lanes[lane] = max(rank, self._lanes.get(lane, rank))
             starts[job.tenant] = starts.get(job.tenant, 0) + 1
         drained = {tenant for tenant, share in shares.items() if starts.get(tenant, 0) < share}
-        self._turns.took({lane.tenant for lane in self._lanes}, starts, weights_of(self._queues, self._configured))
+        self._turns.took({lane.tenant for lane in self._lanes}, starts, weights)
         self._lanes = {lane: floor for lane, floor in self._lanes.items() if lane.tenant not in drained}
 
     def _absorb(self) -> None:
@@ -202,7 +236,9 @@ class PostgresJobs:
             rows = await self._steps.lanes(self._queues, "", LANES_LIMIT)
         self._cursor = rows[-1]["tenant"] if len(rows) == LANES_LIMIT else ""
         self._lanes = {Lane(*row[:3]): row["rank"] for row in rows}
-        self._configured = await self._steps.configured(self._queues)
+        if started >= self._configured_until:
+            self._configured = await self._steps.configured(self._queues)
+            self._configured_until = started + LOOK_SECONDS
         self._lanes = {lane: floor for lane, floor in self._lanes.items() if not self._is_paused(lane.queue)}
         took = self._loop_time() - started
         self._look_at = started + max(LOOK_SECONDS, 20 * took)
@@ -213,17 +249,20 @@ class PostgresJobs:
         return queue in self._configured and self._configured[queue].paused
 
     async def _sweep(self) -> None:
-        back = LOOK_BACK
-        if not timedelta(0) <= self._time() - self._swept_fully_at < FULL_SWEEP:
+        time = self._time()
+        back = time - self._swept_at + LOOK_BACK
+        if not timedelta(0) <= time - self._swept_fully_at < FULL_SWEEP or time < self._swept_at:
             back = _EVER
-        self._sweep_at = _NEVER  # what is told meanwhile counts
+        self._due = None  # what is told meanwhile counts
         moved, (now, due) = await self._steps.sweep(self._queues, self.now, back, self._max_crashes)
         self._offset += now - self._time()
         self._swept_at = now
         if back == _EVER:
             self._swept_fully_at = now
-        upcoming = now if len(moved) >= SWEEP_LIMIT_JOBS else min(now + timedelta(seconds=SWEEP_SECONDS), due or _NEVER)
-        self._sweep_at = min(self._sweep_at, max(now, upcoming))
+        if len(moved) >= SWEEP_LIMIT_JOBS:
+            self._due = now
+        elif due is not None:
+            self._due = due if self._due is None else min(self._due, due)
         for row in moved:
             if row["ready"]:
                 self.came(Lane(row["queue"], row["tenant"], row["limit_key"]), row["rank"])

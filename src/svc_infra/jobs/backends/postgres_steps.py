@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.util import greenlet_spawn
 
 from svc_infra._optional import need
 from svc_infra.db import AsyncDatabase
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 CHANNEL = "svc_jobs"
-"""What PostgreSQL notifies of jobs that came: `queue, ready or scheduled, when or rank, limit key, tenant` and tabs."""
+"""Where processes tell each other of jobs that came: their own mark, queue, state, rank or time, limit key, tenant."""
 
 _NOW = "coalesce($1::timestamptz, statement_timestamp())"
 _JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
@@ -51,15 +52,15 @@ WITH stored AS (
             greatest({_NOW}, coalesce(n.at, {_NOW} + n.delay * interval '1 second')) AS due) d
     ON CONFLICT DO NOTHING
     RETURNING queue, tenant, limit_key, state, rank, available_at, created_at
-), lanes AS (
-    SELECT queue, tenant, limit_key, state, min(rank) AS rank, min(available_at - created_at) AS wait, count(*) AS jobs,
-        (extract(epoch FROM min(available_at)) * 1000000)::bigint AS due
-    FROM stored GROUP BY queue, tenant, limit_key, state
 )
-SELECT queue, tenant, limit_key, state, rank, wait, jobs,
-    pg_notify('{CHANNEL}', concat_ws(E'\\t', $19::text, queue, state,
-        CASE state WHEN 'ready' THEN rank / 1000000 * 1000000 ELSE due END, limit_key, tenant))
-FROM lanes
+SELECT queue, tenant, limit_key, state, min(rank) AS rank, min(available_at - created_at) AS wait, count(*) AS jobs,
+    (extract(epoch FROM min(available_at)) * 1000000)::bigint AS due
+FROM stored GROUP BY queue, tenant, limit_key, state
+"""  # noqa: S608
+
+# It gives a transaction a number, so that it would wait for the disk; nothing is lost that the next look does not find.
+_NOTIFY = f"""
+SELECT pg_notify('{CHANNEL}', payload), set_config('synchronous_commit', 'off', true) FROM unnest($1::text[]) payload
 """  # noqa: S608
 
 _SWEEP = f"""
@@ -184,24 +185,26 @@ class PostgresSteps:
                 if kept:
                     pooled.detach()
             except BaseException:
-                pooled.invalidate()
+                await greenlet_spawn(pooled.invalidate)
                 raise
             finally:
                 if not kept:
-                    pooled.close()
+                    await greenlet_spawn(pooled.close)
         except self._errors as error:
             if driver is not None and driver.is_closed():
                 raise UnavailableError("The connection to the database was lost.", retry_after_seconds=1) from error
             raise translated(error) from error
 
-    async def insert(
-        self, jobs: Sequence[NewJob], now: datetime | None, origin: str, session: AsyncSession | None
-    ) -> list[Any]:
+    async def insert(self, jobs: Sequence[NewJob], now: datetime | None, session: AsyncSession | None) -> list[Any]:
         """Store jobs whose ids and unique keys are free; what was stored, as lanes."""
-        values = (now, *_arrays(jobs), origin)
+        values = (now, *_arrays(jobs))
         if session is None:
             return await self.fetch(_INSERT, *values)
         return list(await (await session.connection()).exec_driver_sql(_INSERT, values))
+
+    async def notify(self, payloads: Sequence[str]) -> None:
+        """Tell every process that listens."""
+        await self.fetch(_NOTIFY, payloads)
 
     async def sweep(
         self, queues: Sequence[str], now: datetime | None, back: timedelta, max_crashes: int
@@ -242,7 +245,7 @@ class PostgresSteps:
         queues = sorted({lane[0] for lane in lanes})
         async with self.connection() as driver, driver.transaction():
             configured = {row["name"]: info_of(row) for row in await driver.fetch(_CONFIGURED, queues)}
-            limited = [name for name, info in configured.items() if info.concurrency or info.rate]
+            limited = [name for name, info in configured.items() if info.is_limited]
             keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
             await driver.execute(_KEYS, keys)
             due = {row["key"]: row["due"] for row in await driver.fetch(_LOCK, keys)}

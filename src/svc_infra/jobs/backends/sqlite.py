@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.util import greenlet_spawn
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.errors import translated
@@ -191,7 +192,7 @@ class SqliteJobs:
             self._sweep(database, queue, now)
         self._due = None
         configured = _configured(database, queues)
-        self._limited = {name for name, info in configured.items() if info.concurrency or info.rate}
+        self._limited = {name for name, info in configured.items() if info.is_limited}
         lanes = self._lanes(
             database, [name for name in queues if name not in configured or not configured[name].paused]
         )
@@ -253,10 +254,10 @@ class SqliteJobs:
                     driver: Any = pooled.driver_connection
                     outcomes = await driver._execute(_run_all, driver._conn, self._waiting, taken)
                 except BaseException:
-                    pooled.invalidate()
+                    await greenlet_spawn(pooled.invalidate)
                     raise
                 finally:
-                    pooled.close()
+                    await greenlet_spawn(pooled.close)
             except (SQLAlchemyError, sqlite3.Error) as error:
                 outcomes = [translated(error)] * (len(taken) or len(self._waiting))
             for (_, _, result), outcome in zip(taken or _all_of(self._waiting), outcomes, strict=True):
