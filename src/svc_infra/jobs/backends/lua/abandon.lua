@@ -7,7 +7,7 @@ for _, member in ipairs(redis.call('ZRANGE', prefix .. ':processing', 0, -1)) do
   local job = redis.call('HMGET', job_key(id), 'token', 'available_at')
   if job[1] and string.sub(job[1], 1, #ARGV[2]) == ARGV[2] then
     redis.call('HINCRBY', job_key(id), 'attempts', -1)
-    give_back(id, job[2])
+    give_back(id, in_place(job[2]))
     abandoned = abandoned + 1
   end
 end

@@ -23,7 +23,7 @@ local function moment(micros)
   local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
   local mp = math.floor((5 * doy + 2) / 153)
   local month = mp < 10 and mp + 3 or mp - 9
-  return string.format('%04d-%02d-%02dT%02d:%02d:%02dZ', yoe + era * 400 + (month <= 2 and 1 or 0), month,
+  return string.format('%04d-%02d-%02d %02d:%02d:%02d+00:00', yoe + era * 400 + (month <= 2 and 1 or 0), month,
     doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(seconds / 3600), math.floor(seconds / 60) % 60, seconds % 60)
 end
 
@@ -41,7 +41,7 @@ local function sweep_ended_leases()
       local crashes = (tonumber(job[2]) or 0) + 1
       redis.call('HSET', job_key(id), 'crashes', crashes, 'last_error', string.format(
         '%s Held by %s, started at %s, lease until %s.', lease_ended, job[3], moment(job[4]), moment(job[5])))
-      give_back(id, job[1], crashes >= max_crashes and 'dead' or nil)
+      give_back(id, in_place(job[1]), crashes >= max_crashes and 'dead' or nil)
     end
   end
   if #ended > 0 then trim(max_finished, #ended) end
