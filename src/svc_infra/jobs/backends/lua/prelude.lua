@@ -16,6 +16,7 @@
 -- <p>:rate:<limit key>         string  when the next start is due if starts were even; expires at that time
 -- <p>:blocked:<limit key>      set     queues with a job that waits for one of the key to end
 -- <p>:paused, <p>:configured   set, hash   of queues; the configuration as JSON
+-- <p>:void:<token>             string  this claim must not be made any more
 -- <p>:wake:<queue>             list    at most one element: something became ready; waiting workers block on it
 --
 -- A lane is "<queue> <priority> <limit key> <tenant>", or "<queue>" alone for priority 0, no limit and no tenant.
@@ -164,6 +165,9 @@ local function finish(id, created, from, to, ...)
   add(prefix .. (to == 'dead' and ':buried' or ':finished'), now, id)
 end
 
+-- When a job that has been due keeps its place; a clock that went back does not make it wait again.
+local function in_place(available_at) return math.min(tonumber(available_at), now) end
+
 -- Gives a running job back: due at that time, or ended in the state `last`, or cancelled when somebody asked for that.
 local function give_back(id, due, last)
   local job = redis.call('HMGET', job_key(id), 'created_at', 'cancel_requested')
@@ -176,7 +180,7 @@ local function give_back(id, due, last)
   end
   move(id, job[1], 'running', 'ready')
   redis.call('HSET', job_key(id), 'state', 'ready', 'available_at', due)
-  offer(id, queue, priority, limit, tenant, tonumber(due))
+  offer(id, queue, priority, limit, tenant, due)
   return 'ready'
 end
 

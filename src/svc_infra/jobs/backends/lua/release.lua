@@ -3,6 +3,6 @@ local id, delay = ARGV[2], tonumber(ARGV[5])
 local job = held(id, ARGV[3], 'available_at')
 if not job then return 0 end
 redis.call('HINCRBY', job_key(id), 'attempts', -1)
-give_back(id, delay > 0 and now + delay or job[6])
+give_back(id, delay > 0 and now + delay or in_place(job[6]))
 trim(tonumber(ARGV[4]), 1)
 return 1

@@ -1,14 +1,16 @@
 -- ARGV: now, worker, limit, lease in microseconds, token, most jobs that each sweep moves, most crashes, most finished
--- jobs, error of an ended lease, then the queues. Returns the time, the claimed jobs, each as id and hash as it was
--- before, and the ids whose hash is gone.
+-- jobs, error of an ended lease, key that forbids this claim or '', then the queues. Returns the time, the claimed jobs,
+-- each as id, number in the token and hash as it was before, and the ids whose hash is gone.
 --
 -- Tenants take turns by stride scheduling (Waldspurger and Weihl 1995): the one with the smallest pass is next, and a
 -- start moves its pass by 1 / weight. Of one tenant the smallest rank of all lanes is next. A lane that a limit holds
 -- back is left for this call.
 local LANES_LOOKED = 1000  -- of each tenant in each queue; when there are more, others each time
 local worker, limit, lease, token, sweep = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 10
+local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 11
 local lost = {}
+
+if ARGV[10] ~= '' and redis.call('EXISTS', ARGV[10]) == 1 then return { whole(now), {}, lost } end
 
 -- Year, month and day by days since 1970 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 local function moment(micros)
@@ -21,7 +23,7 @@ local function moment(micros)
   local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
   local mp = math.floor((5 * doy + 2) / 153)
   local month = mp < 10 and mp + 3 or mp - 9
-  return string.format('%04d-%02d-%02dT%02d:%02d:%02dZ', yoe + era * 400 + (month <= 2 and 1 or 0), month,
+  return string.format('%04d-%02d-%02d %02d:%02d:%02d+00:00', yoe + era * 400 + (month <= 2 and 1 or 0), month,
     doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(seconds / 3600), math.floor(seconds / 60) % 60, seconds % 60)
 end
 
@@ -39,7 +41,7 @@ local function sweep_ended_leases()
       local crashes = (tonumber(job[2]) or 0) + 1
       redis.call('HSET', job_key(id), 'crashes', crashes, 'last_error', string.format(
         '%s Held by %s, started at %s, lease until %s.', lease_ended, job[3], moment(job[4]), moment(job[5])))
-      give_back(id, job[1], crashes >= max_crashes and 'dead' or nil)
+      give_back(id, in_place(job[1]), crashes >= max_crashes and 'dead' or nil)
     end
   end
   if #ended > 0 then trim(max_finished, #ended) end
@@ -74,10 +76,10 @@ for place = #queues, 1, -1 do
   local queue = queues[place]
   if configured[place] then
     settings[queue] = cjson.decode(configured[place])
-    for tenant, weight in pairs(settings[queue].weights) do weights[tenant] = weight end
+    for tenant, weight in pairs(settings[queue].weights or {}) do weights[tenant] = weight end
   end
   local tenants = paused[place] == 1 and {} or
-    redis.call('ZRANGE', key_of('tenants', queue), 0, limit - 1, 'WITHSCORES')
+    redis.call('ZRANGE', key_of('tenants', queue), 0, math.max(limit, 2) - 1, 'WITHSCORES')
   for at = 1, #tenants, 2 do
     local tenant, pass = tenants[at], tonumber(tenants[at + 1])
     local flow = flows[tenant]
@@ -209,7 +211,7 @@ while #turns > 0 and claims < limit do
       if lane.limit ~= '' then count(lane.limit, 1) end
       redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
         token .. '-' .. claims, 'worker_id', worker, 'started_at', now, 'lease_expires_at', expires)
-      claimed[#claimed + 1] = { id, job }
+      claimed[#claimed + 1] = { id, tostring(claims), job }
     end
   end
 end
