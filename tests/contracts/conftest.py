@@ -104,7 +104,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
                 await migrate.upgrade(database)
             else:
                 async with database.session() as session:
-                    await session.execute(text("TRUNCATE svc_jobs, svc_outbox"))
+                    await session.execute(text("TRUNCATE svc_jobs, svc_job_queues, svc_job_limits, svc_outbox"))
 
             def make(clock: Clock | None = None) -> SqlJobQueue:
                 return SqlJobQueue(database, clock=clock)

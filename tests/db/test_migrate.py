@@ -32,7 +32,15 @@ MODELS = [
     "svc_infra.jobs.schedules.models",
     "svc_infra.webhooks.models",
 ]
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency", "0008_schedules"]
+CHAIN = [
+    "0001_outbox",
+    "0002_security",
+    "0003_jobs",
+    "0004_webhooks",
+    "0005_idempotency",
+    "0006_jobs",
+    "0008_schedules",
+]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -201,13 +201,13 @@ async def test_a_handler_that_blocks_the_event_loop_keeps_its_job_and_is_reporte
         @task
         async def blocking() -> None:
             await go_on.wait()
-            block(2.5)
+            block(4.5)
 
         job_id = await blocking.options(on=queue).enqueue()
-        async with working(queue, blocking, wiring=wiring, lease_seconds=1.0):
+        async with working(queue, blocking, wiring=wiring, lease_seconds=3.0):
             await until_state(queue, job_id, JobState.RUNNING)
             go_on.set()
-            taken = await asyncio.to_thread(asyncio.run, looked_for(kind, url, 2.0))
+            taken = await asyncio.to_thread(asyncio.run, looked_for(kind, url, 4.0))
             job = await until_state(queue, job_id)
     assert taken == []
     assert (job.state, job.attempts, job.crashes) == (JobState.SUCCEEDED, 1, 0)

@@ -10,14 +10,14 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.config import Settings
-from svc_infra.errors import ConfigurationError, ValidationError
+from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
 from svc_infra.jobs import Cancel, InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Retry, Snooze, Worker, task
 from svc_infra.jobs.task import Task
 from svc_infra.obs import context
 from svc_infra.obs.metrics import Metrics
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring, current_wiring
-from tests.jobs.working import START, measured, until, until_state, working
+from tests.jobs.working import START, UnreliableQueue, measured, until, until_state, working
 
 
 @pytest.fixture
@@ -383,3 +383,78 @@ async def test_a_worker_serves_only_its_queues(queue: InMemoryJobQueue) -> None:
     async with working(queue, double, queues=["mail"], concurrency=5000):
         await until_state(queue, mail)
     assert (await until_state(queue, other, JobState.READY)).attempts == 0
+
+
+async def test_jobs_at_hand_follow_at_once_and_are_claimed_many_at_a_time() -> None:
+    queue = UnreliableQueue()
+    ids = await double.options(on=queue).enqueue_many({"number": number} for number in range(100))
+    async with working(queue, double, concurrency=1, prefetch=50):
+        results = [(await until_state(queue, job_id)).result for job_id in ids]
+    assert results == [{"doubled": 2 * number} for number in range(100)]
+    assert queue.calls.count("reserve") <= 6
+
+
+async def test_a_job_that_is_lost_while_it_is_at_hand_never_begins(wiring: Wiring) -> None:
+    clock = FakeClock(START)
+    queue = InMemoryJobQueue(clock=clock)
+    go_on, began = asyncio.Event(), 0
+
+    @task
+    async def gated() -> None:
+        nonlocal began
+        began += 1
+        await go_on.wait()
+
+    ids = await gated.options(on=queue).enqueue_many([{}] * 2)
+    async with working(queue, gated, concurrency=1, prefetch=1, lease_seconds=0.15, wiring=wiring):
+        await until_state(queue, ids[1], JobState.RUNNING)
+        clock.advance(60)
+        taken = await queue.reserve(worker_id="other", limit=2)
+        assert len(taken) == 2
+        await until(lambda: measured(wiring, "jobs_stale_total") == 2)
+    assert began == 1
+
+
+class Stuck(InMemoryJobQueue):
+    """Gives nothing out, as a queue with a hidden fault would."""
+
+    async def reserve(self, **terms: Any) -> list[Job]:
+        return []
+
+
+async def test_a_worker_that_gets_none_of_the_due_jobs_is_not_alive() -> None:
+    clock = FakeClock(START)
+    queue = Stuck(clock=clock)
+    async with working(queue, double, stall_seconds=0.05) as worker:
+        await worker.check()
+        await double.options(on=queue, queue="other").enqueue(number=1)
+        await double.options(on=queue, delay_seconds=3600).enqueue(number=1)
+        clock.advance(60)
+        for _ in range(40):
+            await worker.check()  # nothing is due for this worker
+            await asyncio.sleep(0.002)
+        await double.options(on=queue).enqueue(number=1)
+        clock.advance(60)
+        with pytest.raises(UnavailableError, match="has got none for"):
+            await worker.check()
+        await queue.pause("default")
+        await worker.check()
+
+
+async def test_a_worker_without_room_is_alive() -> None:
+    clock = FakeClock(START)
+    queue = InMemoryJobQueue(clock=clock)
+    go_on = asyncio.Event()
+
+    @task
+    async def gated() -> None:
+        await go_on.wait()
+
+    ids = await gated.options(on=queue).enqueue_many([{}] * 2)
+    async with working(queue, gated, concurrency=1, stall_seconds=0.01, lease_seconds=3600) as worker:
+        await until_state(queue, ids[0], JobState.RUNNING)
+        clock.advance(60)
+        await asyncio.sleep(0.05)
+        await worker.check()
+        go_on.set()
+        await until_state(queue, ids[1])

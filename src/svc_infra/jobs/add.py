@@ -132,6 +132,8 @@ def worker_of(wiring: Wiring, *, queues: Sequence[str] = ("default",), concurren
         poll_interval_seconds=jobs.poll_interval_seconds,
         drain_seconds=jobs.drain_seconds,
         default_timeout_seconds=jobs.timeout_seconds,
+        prefetch=jobs.prefetch,
+        stall_seconds=jobs.stall_seconds,
     )
 
 
@@ -190,6 +192,7 @@ class _Runners:
     def __init__(self, wiring: Wiring, plan: JobsPlan) -> None:
         self._wiring = wiring
         self._plan = plan
+        self._runners: list[Worker | Scheduler] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -199,6 +202,7 @@ class _Runners:
         runners: list[Worker | Scheduler] = [worker_of(wiring)] if plan.worker else []
         if plan.scheduler:
             runners.append(wiring.get(Scheduler))
+        self._runners = runners
         with wiring.active():
             self._tasks = [asyncio.create_task(one.run()) for one in runners]
         try:
@@ -215,9 +219,12 @@ class _Runners:
                     _log.error("jobs.runner_failed", exc_info=ended)
 
     async def check(self) -> None:
-        """Refuse when one of them has ended by itself."""
+        """Refuse when one of them has ended by itself, or gets nothing of what is due."""
         if any(one.done() for one in self._tasks):
             raise UnavailableError("The worker or the scheduler has stopped.")
+        for one in self._runners:
+            if isinstance(one, Worker):
+                await one.check()
 
 
 def _given(wiring: Wiring, kind: type[T]) -> T | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -191,10 +192,10 @@ class JobQueue(Protocol):
         ...
 
     def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
-        """The same queue with connections of its own, for a thread with its own event loop to send heartbeats through.
+        """The same queue with connections of its own, for heartbeats from another thread's event loop.
 
         Returns:
-            None when a heartbeat has to come from the event loop that uses this queue.
+            None when there is no other way to it than from the event loop that uses this object.
         """
         ...
 
@@ -323,7 +324,7 @@ class JobStore(Protocol):
         """How full the queues are, together."""
         ...
 
-    async def queues(self) -> list[QueueInfo]:
+    async def queues(self) -> builtins.list[QueueInfo]:
         """Every queue in which a job waits or runs, and every one that is paused or configured, by name."""
         ...
 

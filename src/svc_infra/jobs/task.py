@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import WRAPPER_ASSIGNMENTS, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from svc_infra.errors import ConfigurationError
 from svc_infra.jobs.arguments import Arguments
+from svc_infra.jobs.job import JobRequest, Limit, Unique
 from svc_infra.jobs.queue import JobQueue
 from svc_infra.wiring import current_wiring
 
@@ -29,7 +31,8 @@ class Task(Generic[P, R]):
 
     Attributes:
         function: What runs: in the event loop when it is async, else in a thread, or with `cpu` in a process.
-        name, queue, max_attempts, timeout_seconds, priority, backoff_seconds, retry, cpu: As given to `task`.
+        name, queue, max_attempts, timeout_seconds, priority, backoff_seconds, retry, unique, limit, cpu: As given to
+            `task`.
     """
 
     function: Callable[P, R]
@@ -40,6 +43,8 @@ class Task(Generic[P, R]):
     priority: int = 0
     backoff_seconds: float | None = None
     retry: RetryPolicy | None = None
+    unique: Unique | None = None
+    limit: Limit | None = None
     cpu: bool = False
 
     def __post_init__(self) -> None:
@@ -73,13 +78,20 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: See `Arguments`.
         """
-        return Arguments(self)
+        arguments = Arguments(self)
+        for keyed in (self.unique, self.limit):
+            if keyed is not None:
+                arguments.check_key(keyed.key)
+        return arguments
 
     def options(
         self,
         *,
         delay_seconds: float = 0.0,
+        at: datetime | None = None,
         unique_key: str | None = None,
+        unique: Unique | None = None,
+        limit: Limit | None = None,
         job_id: str | None = None,
         session: AsyncSession | None = None,
         queue: str | None = None,
@@ -92,7 +104,9 @@ class Task(Generic[P, R]):
 
         Args:
             delay_seconds: Not before this much later.
+            at: Not before this time, instead of a delay.
             unique_key: Give back the job that holds this key instead of storing a second one.
+            unique, limit: See `JobQueue.enqueue`; instead of the task's own.
             job_id: Chosen by the caller; storing the same id again changes nothing.
             session: Store it in this unit of work: gone with its rollback, visible with its commit.
             queue, priority, max_attempts, timeout_seconds: Instead of the task's own.
@@ -105,11 +119,13 @@ class Task(Generic[P, R]):
             "timeout_seconds": self.timeout_seconds if timeout_seconds is None else timeout_seconds,
             "backoff_seconds": self.backoff_seconds,
             "delay_seconds": delay_seconds,
+            "at": at,
             "unique_key": unique_key,
+            "unique": unique,
+            "limit": limit,
             "job_id": job_id,
-            "session": session,
         }
-        return TaskCall(self, stored, on)
+        return TaskCall(self, stored, session, on)
 
     async def enqueue(self, /, **arguments: Any) -> str:
         """Store a job that calls the function with these arguments.
@@ -123,6 +139,17 @@ class Task(Generic[P, R]):
         """
         return await self.options().enqueue(**arguments)
 
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Store a job for each of these mappings of arguments: all of them or none.
+
+        Returns:
+            Their ids, in the same order.
+
+        Raises:
+            ValidationError, ConfigurationError: As `enqueue`; nothing is stored.
+        """
+        return await self.options().enqueue_many(calls)
+
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
 
@@ -133,13 +160,33 @@ class TaskCall:
 
     task: Task[..., Any]
     stored: Mapping[str, Any]
+    session: AsyncSession | None = None
     on: JobQueue | None = None
 
     async def enqueue(self, /, **arguments: Any) -> str:
         """Store the job; see `Task.enqueue`."""
         payload = self.task.arguments.encode(arguments)
-        queue = self._current() if self.on is None else self.on
-        return await queue.enqueue(self.task.name, payload, **self.stored)
+        return await self._queue().enqueue(self.task.name, payload, session=self.session, **self._options(payload))
+
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Store the jobs; see `Task.enqueue_many`."""
+        if self.stored["job_id"] is not None:
+            raise ConfigurationError(f"Task {self.task.name}: many jobs cannot have one `job_id`.")
+        payloads = [self.task.arguments.encode(arguments) for arguments in calls]
+        jobs = [JobRequest(name=self.task.name, payload=one, **self._options(one)) for one in payloads]
+        return await self._queue().enqueue_many(jobs, session=self.session)
+
+    def _options(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is stored with the job; the task's own keys are those of its arguments."""
+        task, options = self.task, dict(self.stored)
+        if task.unique is not None and options["unique"] is None and options["unique_key"] is None:
+            options["unique"] = replace(task.unique, key=task.arguments.key(task.unique.key, payload))
+        if task.limit is not None and options["limit"] is None:
+            options["limit"] = replace(task.limit, key=task.arguments.key(task.limit.key, payload))
+        return options
+
+    def _queue(self) -> JobQueue:
+        return self._current() if self.on is None else self.on
 
     def _current(self) -> JobQueue:
         if (wiring := current_wiring()) is None:
@@ -162,6 +209,8 @@ def task(
     priority: int = 0,
     backoff_seconds: float | None = None,
     retry: RetryPolicy | None = None,
+    unique: Unique | None = None,
+    limit: Limit | None = None,
     cpu: bool = False,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(name: Any = None, **options: Any) -> Any:
@@ -183,6 +232,8 @@ def task(name: Any = None, **options: Any) -> Any:
         retry: Seconds until the next attempt, or None to give up: by the error's type as in
             `{TimeoutError: 30.0, ValueError: None}`, where errors that are not named wait for the backoff, or as a
             function of the error and the number of the attempt.
+        unique: Which jobs are the same: the key may name arguments, as in `Unique("invoice:{number}")`.
+        limit: What jobs share: `Limit("mail:{customer}", concurrency=2)` runs at most two at a time for each customer.
         cpu: Run in a process of its own: for a plain function that computes for long. It is found again by its
             module and name, is given nothing but the job's arguments, and is killed when its time is up.
 

@@ -8,7 +8,7 @@ from alembic import op
 from svc_infra.db.columns import UtcDateTime
 
 revision = "0008_schedules"
-down_revision = "0005_idempotency"
+down_revision = "0006_jobs"
 
 _IDENTIFIER = sa.String(200).with_variant(sa.String(200, collation="C"), "postgresql")
 

@@ -8,46 +8,47 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from functools import cache
+from hashlib import sha1
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from svc_infra._optional import need
 from svc_infra.db import Outbox, OutboxMessage
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue
+from svc_infra.jobs.backends.gather import Gatherer
+from svc_infra.jobs.backends.hashes import duration, micros, moment_of, read_job, to_store
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_MAX_CRASHES,
     Job,
     JobState,
     NewJob,
     check_name,
-    read_object,
-    read_result,
 )
-from svc_infra.jobs.queue import Beat, JobQueue, QueueStats
+from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
 from svc_infra.redis import connect, translating
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
-    from redis.commands.core import AsyncScript
     from sqlalchemy.ext.asyncio import AsyncSession
 
 OUTBOX_TOPIC = "jobs"
 LIST_LIMIT_LOOKED = 10_000
-"""How many jobs of each state `list` looks through for those of one queue."""
+"""How many jobs of each state `list` looks through for those that are asked for."""
+RETRY_LIMIT_LOOKED = 100_000
+"""How many dead jobs `retry_many` looks through."""
 BLOCK_SECONDS = 2.0
 """The longest that one blocking command of `wait` lasts; less than any sensible socket timeout."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIMES = ("created_at", "available_at", "started_at", "finished_at", "lease_expires_at")
-_TEXTS = ("name", "queue", "token", "worker_id", "unique_key", "last_error")
-_WHOLE = ("priority", "attempts", "max_attempts", "crashes", "progress_done", "progress_total")
-_SECONDS = ("backoff_seconds", "timeout_seconds")
-
 _log = logging.getLogger(__name__)
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class RedisJobQueue(CheckedQueue):
@@ -71,6 +72,7 @@ class RedisJobQueue(CheckedQueue):
         clock: Where the time comes from; by default the server's clock, which all workers share.
         max_finished: Succeeded and cancelled jobs kept, unique keys included; the oldest go first. Dead ones all stay.
         max_attempts, backoff_seconds: For jobs that are enqueued without their own.
+        max_crashes: A job that has crashed so often goes to the dead letter.
 
     Raises:
         ConfigurationError: The URL cannot be understood, or the client does not answer in bytes.
@@ -87,30 +89,33 @@ class RedisJobQueue(CheckedQueue):
         max_finished: int = 10_000,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
         backoff_seconds: float = DEFAULT_BACKOFF_SECONDS,
+        max_crashes: int = DEFAULT_MAX_CRASHES,
     ) -> None:
-        super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds)
-        self._owned = isinstance(client, str)
+        super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds, max_crashes=max_crashes)
         self._url = client if isinstance(client, str) else None
         self._client: Any = connect(client) if isinstance(client, str) else client
         if _answers_in_text(self._client):
             raise ConfigurationError("RedisJobQueue needs a client that answers in bytes: leave decode_responses off.")
-        self._prefix = "{" + check_name("prefix", prefix) + "}"
+        self._name = check_name("prefix", prefix)
+        self._prefix = "{" + prefix + "}"
         self._outbox = outbox
         self._clock = clock
         self._max_finished = max_finished
-        self._scripts: dict[str, AsyncScript] = {}
+        self._inserts = Gatherer(self._insert)
+        self._acks = Gatherer(self._acknowledge)
         self._served: Sequence[str] = ("default",)  # what this process last reserved from
 
     async def close(self) -> None:
         """Close the connections, unless they are the caller's."""
-        if self._owned:
+        if self._url is not None:
             await self._client.aclose()
 
     async def relay(self, message: OutboxMessage) -> None:
         """Store a job that was enqueued in a unit of work; the handler of the outbox topic "jobs"."""
-        job = NewJob(**message.payload)
+        job = msgspec.convert(message.payload, NewJob)
         age = (SystemClock().now() - message.created_at).total_seconds()
-        await self._insert(replace(job, delay_seconds=max(0.0, job.delay_seconds - age)))
+        # The message may come twice: then the id is there already.
+        await self._inserts([replace(job, delay_seconds=max(0.0, job.delay_seconds - age), chosen_id=True)])
 
     def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
         """See `JobQueue.heart`. There is one for a queue that was made from a URL."""
@@ -118,7 +123,7 @@ class RedisJobQueue(CheckedQueue):
 
     @asynccontextmanager
     async def _apart(self, url: str) -> AsyncIterator[JobQueue]:
-        apart = RedisJobQueue(url, prefix=self._prefix.strip("{}"), clock=self._clock)
+        apart = RedisJobQueue(url, prefix=self._name, clock=self._clock)
         try:
             yield apart
         finally:
@@ -144,16 +149,7 @@ class RedisJobQueue(CheckedQueue):
         """See `JobStore.get`."""
         with translating():
             fields = await self._client.hgetall(f"{self._prefix}:job:{job_id}")
-        return _job(job_id, fields) if fields else None
-
-    async def list(
-        self, *, state: JobState | None = None, queue: str | None = None, limit: int = 100
-    ) -> builtins.list[Job]:
-        """See `JobStore.list`. With `queue`, only the newest 10,000 jobs of each state are looked through."""
-        states = [state] if state is not None else list(JobState)
-        found = await self._run("list", limit, LIST_LIMIT_LOOKED, queue or "", *states)
-        jobs = [_job(job_id.decode(), _pairs(fields)) for job_id, fields in found if fields]
-        return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
+        return read_job(job_id, [part for field in fields.items() for part in field]) if fields else None
 
     async def retry(self, job_id: str) -> None:
         """See `JobStore.retry`."""
@@ -161,86 +157,172 @@ class RedisJobQueue(CheckedQueue):
 
     async def cancel(self, job_id: str) -> None:
         """See `JobStore.cancel`."""
-        _check_was(await self._run("cancel", job_id, self._max_finished), job_id, JobState.READY)
-
-    async def purge(self, *, older_than_seconds: float, limit: int = 1000) -> int:
-        """See `JobStore.purge`."""
-        return int(await self._run("purge", _micros(older_than_seconds), limit))
+        _check_was(await self._run("cancel", job_id, self._max_finished), job_id, JobState.READY, JobState.RUNNING)
 
     async def stats(self) -> QueueStats:
         """See `JobStore.stats`."""
-        age, counts = await self._run("stats", *JobState)
-        return QueueStats(dict(zip(JobState, counts, strict=True)), int(age) / 1e6)
+        with translating():
+            async with self._client.pipeline(transaction=False) as pipe:
+                for state in JobState:
+                    pipe.zcard(f"{self._prefix}:{state}")
+                counts = await pipe.execute()
+        age = max((queue.oldest_due_age_seconds for queue in await self.queues()), default=0.0)
+        return QueueStats(dict(zip(JobState, counts, strict=True)), age)
 
-    async def _store(self, job: NewJob, session: AsyncSession | None) -> str:
+    async def queues(self) -> builtins.list[QueueInfo]:
+        """See `JobStore.queues`."""
+        found = []
+        for name, ready, running, age, paused, configured in await self._run("queues"):
+            known = msgspec.json.decode(configured) if configured else {}
+            if period := known.pop("period", None):
+                known["period_seconds"] = period / 1e6
+            info = QueueInfo(name=name.decode(), ready=ready, running=running, paused=bool(paused), **known)
+            found.append(replace(info, oldest_due_age_seconds=age / 1e6))
+        return sorted(found, key=lambda info: info.name)
+
+    async def _list(
+        self, state: JobState | None, equal: Mapping[str, str], before: str | None, limit: int
+    ) -> builtins.list[Job]:
+        states = [state] if state is not None else list(JobState)
+        wanted = (part for field in equal.items() for part in field)
+        found = await self._run("list", limit, LIST_LIMIT_LOOKED, before or "", len(states), *states, *wanted)
+        jobs = [read_job(job_id.decode(), fields) for job_id, fields in found if fields]
+        return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
+
+    async def _retry_many(self, equal: Mapping[str, str], limit: int, spacing_seconds: float) -> int:
+        wanted = (part for field in equal.items() for part in field)
+        return int(await self._run("retry_many", limit, RETRY_LIMIT_LOOKED, duration(spacing_seconds), *wanted))
+
+    async def _edit(self, job_id: str, payload: str) -> None:
+        _check_was(await self._run("edit", job_id, payload), job_id, JobState.READY, JobState.DEAD)
+
+    async def _purge(self, older_than_seconds: float, limit: int, dead: bool) -> int:
+        return int(await self._run("purge", duration(older_than_seconds), limit, "buried" if dead else "finished"))
+
+    async def _pause(self, queue: str, paused: bool) -> None:
+        await self._run("configure", queue, "pause" if paused else "resume")
+
+    async def _configure(self, queue: QueueInfo) -> None:
+        known: dict[str, Any] = {"concurrency": queue.concurrency, "rate": queue.rate, "weights": queue.weights}
+        kept = {name: value for name, value in known.items() if value}
+        if kept:
+            kept["period"] = duration(queue.period_seconds)
+        await self._run("configure", queue.name, msgspec.json.encode(kept) if kept else "")
+
+    async def _store(self, jobs: Sequence[NewJob], session: AsyncSession | None) -> builtins.list[str]:
         if session is None:
-            return await self._insert(job)
+            return list(await self._inserts(jobs))
         if self._outbox is None:
             raise ConfigurationError(
                 "This queue is not in the session's database: give RedisJobQueue an outbox, and its relay the "
                 f'handler of the topic "{OUTBOX_TOPIC}", or use SqlJobQueue.'
             )
-        if job.unique_key is not None:
-            with translating():
-                holder = await self._client.get(f"{self._prefix}:unique:{job.unique_key}")
-            if holder is not None:
-                return str(holder.decode())
-        await self._outbox.add(session, OUTBOX_TOPIC, asdict(job))
-        return job.id
+        kept = []
+        for job in jobs:
+            holder = await self._holder(job)
+            if holder is None:
+                await self._outbox.add(session, OUTBOX_TOPIC, msgspec.to_builtins(job))
+            kept.append(job.id if holder is None else holder)
+        return kept
 
-    async def _insert(self, job: NewJob) -> str:
-        fields = {"name": job.name, "payload": job.payload, "context": job.context}
-        fields |= {"max_attempts": str(job.max_attempts), "backoff_seconds": repr(job.backoff_seconds)}
-        if job.timeout_seconds is not None:
-            fields["timeout_seconds"] = repr(job.timeout_seconds)
-        place = (job.queue, job.priority, _micros(job.delay_seconds), job.unique_key or "")
-        kept = await self._run("enqueue", job.id, *place, *(part for field in fields.items() for part in field))
-        return str(kept.decode())
+    async def _holder(self, job: NewJob) -> str | None:
+        """The job that is kept instead, whatever becomes of the unit of work."""
+        if (unique := job.unique) is None or unique.on_conflict != "skip":
+            return None
+        window = 0 if unique.window_seconds is None else duration(unique.window_seconds)
+        holder = await self._run("holder", unique.key, window, *unique.states)
+        return None if holder is None else str(holder.decode())
+
+    async def _insert(self, jobs: Sequence[NewJob]) -> builtins.list[str]:
+        ids = [job.id for job in jobs]
+        others = await self._run("enqueue", _pack([to_store(job) for job in jobs]))
+        for place, kept in zip(others[::2], others[1::2], strict=True):
+            ids[place - 1] = kept.decode()
+        return ids
 
     async def _claim(
         self, worker_id: str, queues: builtins.list[str], limit: int, lease_seconds: float
     ) -> builtins.list[Job]:
         self._served = queues
-        terms = (worker_id, limit, _micros(lease_seconds), secrets.token_hex(16))
-        claimed, lost = await self._run("reserve", *terms, SWEEP_LIMIT_JOBS, LEASE_ENDED, *queues)
+        token = secrets.token_hex(16)
+        bounds = (SWEEP_LIMIT_JOBS, self._max_crashes, self._max_finished)
+        now, claimed, lost = await self._run(
+            "reserve", worker_id, limit, duration(lease_seconds), token, *bounds, LEASE_ENDED, *queues
+        )
         for job_id in lost:
             _log.error("jobs.lost", extra={"job_id": job_id.decode(), "reason": "its hash is gone from Redis"})
-        return [_job(job_id.decode(), _pairs(fields)) for job_id, fields in claimed]
+        claim = {
+            "state": JobState.RUNNING,
+            "worker_id": worker_id,
+            "started_at": moment_of(now),
+            "lease_expires_at": moment_of(int(now) + duration(lease_seconds)),
+        }
+        return [
+            read_job(job_id.decode(), fields, claim | {"token": f"{token}-{number}"})
+            for number, (job_id, fields) in enumerate(claimed, 1)
+        ]
 
     async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
         attempts = (part for job in jobs for part in (job.id, job.token or ""))
-        held = await self._run("heartbeat", _micros(lease_seconds), *attempts)
-        return Beat(frozenset(job_id.decode() for job_id in held))
+        held, cancelled = await self._run("heartbeat", duration(lease_seconds), *attempts)
+        return Beat(frozenset(one.decode() for one in held), frozenset(one.decode() for one in cancelled))
 
     async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
-        if session is not None:
-            raise ConfigurationError("A queue in Redis cannot finish a job in a transaction: use SqlJobQueue.")
-        outcome = () if result is None else (result,)
-        return bool(await self._run("ack", job.id, job.token or "", self._max_finished, *outcome))
+        _refuse_session(session)
+        return bool(await self._succeed_many([(job, result)]))
 
-    async def _fail(self, job: Job, error: str, delay_seconds: float, dead: bool) -> JobState | None:
-        state = await self._run("fail", job.id, job.token or "", _micros(delay_seconds), int(dead), error)
+    async def _succeed_many(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
+        answers = await self._acks(results)
+        return {job.id for (job, _), answer in zip(results, answers, strict=True) if answer}
+
+    async def _acknowledge(self, results: Sequence[tuple[Job, str | None]]) -> Sequence[int]:
+        attempts = [
+            (job.id, job.token or "") if result is None else (job.id, job.token or "", result)
+            for job, result in results
+        ]
+        answers: Sequence[int] = await self._run("ack", self._max_finished, _pack(attempts))
+        return answers
+
+    async def _fail(
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+    ) -> JobState | None:
+        attempt = (job.id, job.token or "", self._max_finished, duration(delay_seconds))
+        state = await self._run("fail", *attempt, end or "", error, fingerprint)
         return None if state is None else JobState(state.decode())
 
     async def _release(self, job: Job, delay_seconds: float) -> bool:
-        return bool(await self._run("release", job.id, job.token or "", _micros(delay_seconds)))
+        attempt = (job.id, job.token or "", self._max_finished)
+        return bool(await self._run("release", *attempt, duration(delay_seconds)))
 
-    async def _progress(self, job: Job, done: int, total: int) -> bool:
+    async def _progress(self, job: Job, done: int, total: int, session: AsyncSession | None) -> bool:
+        _refuse_session(session)
         return bool(await self._run("progress", job.id, job.token or "", done, total))
 
-    async def _run(self, name: str, *arguments: str | int) -> Any:
+    async def _run(self, name: str, *arguments: str | int | bytes) -> Any:
         """Run one script: by its hash, and again with its text when the server does not know it."""
-        if name not in self._scripts:
-            folder = files("svc_infra.jobs.backends") / "lua"
-            text = "\n".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
-            self._scripts[name] = self._client.register_script(text)
-        now = "" if self._clock is None else (self._clock.now() - _EPOCH) // timedelta(microseconds=1)
+        text, digest = _script(name)
+        now = "" if self._clock is None else micros(self._clock.now())
         with translating():
-            return await self._scripts[name](keys=[self._prefix], args=[now, *arguments])
+            try:
+                return await self._client.evalsha(digest, 1, self._prefix, now, *arguments)
+            except need("redis.exceptions").NoScriptError:
+                return await self._client.eval(text, 1, self._prefix, now, *arguments)
+
+
+@cache
+def _script(name: str) -> tuple[str, str]:
+    folder = files("svc_infra.jobs.backends") / "lua"
+    text = "\n".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
+    return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _answers_in_text(client: Any) -> bool:
     return bool(client.get_encoder().decode_responses)
+
+
+def _refuse_session(session: AsyncSession | None) -> None:
+    if session is not None:
+        raise ConfigurationError("A queue in Redis cannot finish a job in a transaction: use SqlJobQueue.")
 
 
 def _check_was(state: bytes | None, job_id: str, *states: JobState) -> None:
@@ -248,27 +330,3 @@ def _check_was(state: bytes | None, job_id: str, *states: JobState) -> None:
         raise NotFoundError("Job", job_id)
     if JobState(state.decode()) not in states:
         raise ConflictError(f"The job is {state.decode()}.")
-
-
-def _micros(seconds: float) -> int:
-    return round(seconds * 1e6)
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _job(job_id: str, fields: Mapping[bytes, bytes]) -> Job:
-    stored = {name.decode(): value for name, value in fields.items()}
-    values: dict[str, Any] = {name: stored[name].decode(errors="replace") for name in _TEXTS if name in stored}
-    values |= {name: int(stored[name]) for name in _WHOLE if name in stored}
-    values |= {name: float(stored[name]) for name in _SECONDS if name in stored}
-    values |= {name: _EPOCH + timedelta(microseconds=int(stored[name])) for name in _TIMES if name in stored}
-    return Job(
-        id=job_id,
-        state=JobState(stored["state"].decode()),
-        payload=read_object(stored.get("payload", b"")),
-        context=read_object(stored.get("context", b"")),
-        result=read_result(stored.get("result")),
-        **values,
-    )

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import orjson
 import sqlalchemy as sa
 
 from svc_infra.db import AsyncDatabase, after_commit
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
 from svc_infra.jobs.backends.checked import CheckedQueue
-from svc_infra.jobs.backends.models import SCHEDULED, svc_jobs
-from svc_infra.jobs.backends.statements import JobStatements, in_state, waiting
-from svc_infra.jobs.backends.wakeup import Wakeup
+from svc_infra.jobs.backends.models import JOB_COLUMNS, SCHEDULED, info_of, job_of, state_of, svc_job_queues, svc_jobs
+from svc_infra.jobs.backends.postgres import PostgresJobs
+from svc_infra.jobs.backends.sqlite import SqliteJobs
+from svc_infra.jobs.backends.statements import LIMITS_KEPT_SECONDS, JobStatements, in_state
+from svc_infra.jobs.backends.turns import Lane, micros, rank_of
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_MAX_CRASHES,
     Job,
     JobState,
     NewJob,
-    read_object,
-    read_result,
+    Unique,
 )
-from svc_infra.jobs.queue import Beat, JobQueue, QueueStats
+from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -38,16 +42,17 @@ _c = svc_jobs.c
 class SqlJobQueue(CheckedQueue):
     """Keeps jobs in SQLite (3.35 or newer) or PostgreSQL (13 or newer): only with the database is a committed job lost.
 
-    `enqueue(session=)` and `ack(session=)` write in the caller's unit of work, which must be of the same database.
-    Workers of this process start a job as soon as its transaction has committed; those of other processes find it
-    when their `wait` ends. On SQLite, whose one writer everybody waits for, a transaction that lasts as long as a lease
-    makes the workers of other processes look dead.
+    `enqueue(session=)`, `ack(session=)` and `progress(session=)` write in the caller's unit of work, which must be of
+    the same database. On PostgreSQL workers of all processes start a job as soon as its transaction has committed. On
+    SQLite those of this process do, the others find it when their `wait` ends; and as everybody waits for its one
+    writer, a transaction that lasts as long as a lease makes the workers of other processes look dead.
 
     Args:
         db: The database; `migrate.upgrade` has made its tables.
         clock: Where the time comes from; by default the PostgreSQL server's clock, which all workers share, or this
             machine's for SQLite.
         max_attempts, backoff_seconds: For jobs that are enqueued without their own.
+        max_crashes: A job that has crashed so often goes to the dead letter.
     """
 
     def __init__(
@@ -57,18 +62,22 @@ class SqlJobQueue(CheckedQueue):
         clock: Clock | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
         backoff_seconds: float = DEFAULT_BACKOFF_SECONDS,
+        max_crashes: int = DEFAULT_MAX_CRASHES,
     ) -> None:
-        super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds)
+        super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds, max_crashes=max_crashes)
         self._db = db
         self._clock = clock
         self._postgresql = db.dialect == "postgresql"
         self._sql = JobStatements(postgresql=self._postgresql)
-        self._wakeup = Wakeup()
-        self._beats: builtins.list[dict[str, Any]] = []  # heartbeats that wait for a connection
+        self._jobs: PostgresJobs | SqliteJobs
+        if self._postgresql:
+            self._jobs = PostgresJobs(db, clock=clock, max_crashes=max_crashes)
+        else:
+            self._jobs = SqliteJobs(db, clock=clock or SystemClock(), max_crashes=max_crashes)
 
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`."""
-        await self._wakeup.wait(timeout_seconds)
+        await self._jobs.wait(timeout_seconds)
 
     def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
         """See `JobQueue.heart`. A SQLite database in memory has one connection only."""
@@ -77,141 +86,219 @@ class SqlJobQueue(CheckedQueue):
     @asynccontextmanager
     async def _apart(self) -> AsyncIterator[JobQueue]:
         database = AsyncDatabase(self._db.url.render_as_string(hide_password=False), pool_size=1, max_overflow=0)
-        apart = SqlJobQueue(database, clock=self._clock)
-        apart._beats = self._beats  # so that claims go on sending those that wait for SQLite's one writer
         try:
-            yield apart
+            yield SqlJobQueue(database, clock=self._clock)
         finally:
             await database.dispose()
 
     async def get(self, job_id: str) -> Job | None:
         """See `JobStore.get`."""
-        rows = await self._read(sa.select(svc_jobs).where(_c.id == job_id))
-        return _job(rows[0]) if rows else None
-
-    async def list(
-        self, *, state: JobState | None = None, queue: str | None = None, limit: int = 100
-    ) -> builtins.list[Job]:
-        """See `JobStore.list`."""
-        found = sa.select(svc_jobs).order_by(_c.created_at.desc(), _c.id.desc()).limit(limit)
-        if state is not None:
-            found = found.where(waiting() if state is JobState.READY else in_state(state))
-        if queue is not None:
-            found = found.where(_c.queue == queue)
-        return [_job(row) for row in await self._read(found)]
+        rows = await self._read(sa.select(*(_c[name] for name in JOB_COLUMNS)).where(_c.id == job_id))
+        return job_of(rows[0]) if rows else None
 
     async def retry(self, job_id: str) -> None:
         """See `JobStore.retry`."""
-        if not await self._run(self._sql.retry, job_id=job_id):
+        if not await self._run(self._sql.retry, None, job_id=job_id, delayed=False, due=timedelta(0)):
             await self._refuse(job_id)
-        self._wakeup.notify()
+        await self._jobs.tell()
 
     async def cancel(self, job_id: str) -> None:
         """See `JobStore.cancel`."""
-        if not await self._run(self._sql.cancel, job_id=job_id):
+        if not await self._run(self._sql.cancel, None, job_id=job_id):
             await self._refuse(job_id)
-
-    async def purge(self, *, older_than_seconds: float, limit: int = 1000) -> int:
-        """See `JobStore.purge`."""
-        return len(await self._run(self._sql.purge, before=timedelta(seconds=-older_than_seconds), take=limit))
 
     async def stats(self) -> QueueStats:
         """See `JobStore.stats`."""
         counts = dict.fromkeys(JobState, 0)
         age = 0.0
         for row in await self._read(self._sql.stats):
-            state = _state(row.state)
+            state = state_of(row.state)
             counts[state] += row.jobs
             if state is JobState.READY:
                 age = max(age, (row.now - row.oldest).total_seconds())
         return QueueStats(counts, age)
 
-    async def _store(self, job: NewJob, session: AsyncSession | None) -> str:
-        values = {
-            "id": job.id,
-            "name": job.name,
-            "queue": job.queue,
-            "state": SCHEDULED if job.delay_seconds else JobState.READY.value,
-            "priority": job.priority,
-            "max_attempts": job.max_attempts,
-            "backoff_seconds": job.backoff_seconds,
-            "timeout_seconds": job.timeout_seconds,
-            "payload": job.payload,
-            "context": job.context,
-            "unique_key": job.unique_key,
-            "due": timedelta(seconds=job.delay_seconds),
-        }
+    async def queues(self) -> builtins.list[QueueInfo]:
+        """See `JobStore.queues`."""
+        infos = {row.name: info_of(row._mapping) for row in await self._read(sa.select(svc_job_queues))}
+        infos = {name: info for name, info in infos.items() if info != QueueInfo(name=name)}
+        for row in await self._read(self._sql.queues):
+            info = infos.get(row.queue) or QueueInfo(name=row.queue)
+            if row.state == JobState.RUNNING:
+                infos[row.queue] = replace(info, running=row.jobs)
+            else:
+                age = max(info.oldest_due_age_seconds, (row.now - row.oldest).total_seconds())
+                infos[row.queue] = replace(info, ready=info.ready + row.jobs, oldest_due_age_seconds=age)
+        return [infos[name] for name in sorted(infos)]
+
+    async def _list(
+        self, state: JobState | None, equal: Mapping[str, str], before: str | None, limit: int
+    ) -> builtins.list[Job]:
+        return [job_of(row) for row in await self._read(self._sql.list(state, equal, before, limit))]
+
+    async def _retry_many(self, equal: Mapping[str, str], limit: int, spacing_seconds: float) -> int:
+        found = sa.select(_c.id).where(in_state(JobState.DEAD), *(_c[name] == value for name, value in equal.items()))
+        async with self._db.session() as session:
+            rows = await session.execute(found.order_by(_c.finished_at, _c.id).limit(limit))
+            ids = rows.scalars().all()
+            for number, job_id in enumerate(ids):
+                due = timedelta(seconds=number * spacing_seconds)
+                await self._run(self._sql.retry, session, job_id=job_id, delayed=due > timedelta(0), due=due)
+        await self._jobs.tell()
+        return len(ids)
+
+    async def _edit(self, job_id: str, payload: str) -> None:
+        if not await self._run(self._sql.edit, None, job_id=job_id, text=payload):
+            await self._refuse(job_id)
+
+    async def _purge(self, older_than_seconds: float, limit: int, dead: bool) -> int:
+        before = timedelta(seconds=-older_than_seconds)
+        purged = await self._run(self._sql.purge(dead=dead), None, before=before, take=limit)
+        async with self._db.session() as session:
+            unused = micros(SystemClock().now()) - round(LIMITS_KEPT_SECONDS * 1e6)
+            await session.execute(self._sql.forget_limits, {"before": unused, "take": limit})
+        return len(purged)
+
+    async def _pause(self, queue: str, paused: bool) -> None:
+        await self._keep(name=queue, paused=paused)
+
+    async def _configure(self, queue: QueueInfo) -> None:
+        numbers = {"concurrency": queue.concurrency, "rate": queue.rate, "period_seconds": queue.period_seconds}
+        await self._keep(name=queue.name, **numbers, weights=orjson.dumps(dict(queue.weights)).decode())
+
+    async def _keep(self, **facts: Any) -> None:
+        async with self._db.session() as session:
+            await session.execute(self._sql.configure(facts))
+        await self._jobs.tell()
+
+    async def _store(self, jobs: Sequence[NewJob], session: AsyncSession | None) -> builtins.list[str]:
+        unique = [job for job in jobs if job.unique is not None]
+        if session is not None:
+            self._check_ours(session)
+        elif unique and (len(jobs) > 1 or unique[0].unique != Unique(unique[0].unique.key)):  # type: ignore[union-attr]
+            async with self._db.session() as own:
+                return await self._store(jobs, own)
+        kept = {job.id: job.id for job in jobs}
+        if plain := [job for job in jobs if job.unique is None]:
+            await self._insert(sorted(plain, key=lambda job: job.id), session)
+        for job in sorted(unique, key=lambda job: job.unique.key):  # type: ignore[union-attr]  # in one order: no deadlock
+            kept[job.id] = await self._store_unique(job, job.unique, session)  # type: ignore[arg-type]
+        return [kept[job.id] for job in jobs]
+
+    async def _store_unique(self, job: NewJob, unique: Unique, session: AsyncSession | None) -> str:
+        if unique.window_seconds is not None or len(unique.states) < len(JobState):
+            window = (
+                timedelta(days=-36500) if unique.window_seconds is None else timedelta(seconds=-unique.window_seconds)
+            )
+            states = [*unique.states, *([SCHEDULED] if JobState.READY in unique.states else [])]
+            await self._run(self._sql.free_key, session, held_key=unique.key, before=window, states=states)
         for _ in range(3):  # the job that holds the key may be purged between the two statements
-            if await self._run(self._sql.insert, session, **values):
-                if session is not None:
-                    after_commit(session, self._wakeup.notify)
-                elif not job.delay_seconds:
-                    self._wakeup.notify()
+            if await self._insert([job], session):
                 return job.id
-            if rows := await self._run(self._sql.holder, session, job_id=job.id, held_key=job.unique_key):
+            if unique.on_conflict != "skip" and (replaced := await self._replace(job, unique, session)):
+                return replaced
+            if rows := await self._run(self._sql.holder, session, job_id=job.id, held_key=unique.key):
                 return str(rows[0].id)
         raise ConflictError("The job that holds this unique key comes and goes: try again.")
+
+    async def _insert(self, jobs: Sequence[NewJob], session: AsyncSession | None) -> int:
+        stored, committed = await self._jobs.insert(jobs, session)
+        if session is None:
+            committed()
+        else:
+            after_commit(session, committed)
+        return stored
+
+    async def _replace(self, job: NewJob, unique: Unique, session: AsyncSession | None) -> str | None:
+        rows = await self._run(self._sql.waiting_holder, session, held_key=unique.key)
+        if not rows or session is None:
+            return None
+        due, now = rows[0].available_at, rows[0].now
+        if unique.on_conflict == "debounce":
+            due = max(now, job.at or now + timedelta(seconds=job.delay_seconds))
+        values: dict[str, Any] = {
+            name: getattr(job, name)
+            for name in ("name", "queue", "priority", "max_attempts", "backoff_seconds", "timeout_seconds", "payload")
+        }
+        values |= {"context": job.context, "tenant": job.tenant, "available_at": due}
+        values |= {"state": SCHEDULED if due > now else JobState.READY.value, "rank": rank_of(due, job.priority)}
+        limit = job.limit
+        values["limit_key"] = "" if limit is None else limit.key
+        for name in ("concurrency", "rate", "period_seconds"):
+            values[f"limit_{name}"] = None if limit is None else getattr(limit, name)
+        parameters = {f"new_{name}": value for name, value in values.items()}
+        await session.execute(self._sql.replace(values), {"job_id": rows[0].id, **parameters})
+        after_commit(session, self._jobs.changed)
+        return str(rows[0].id)
 
     async def _claim(
         self, worker_id: str, queues: builtins.list[str], limit: int, lease_seconds: float
     ) -> builtins.list[Job]:
-        names = {f"queue_{number}": name for number, name in enumerate(queues)}
-        terms = {"take": limit, "claimant": worker_id, "end": timedelta(seconds=lease_seconds)}
-        claim = self._sql.claim(len(queues))
-        if self._postgresql:
-            rows = await self._run(claim, **names, **terms)
-        else:
-            async with self._db.session() as session:
-                await session.connection()  # the only writer is ours, perhaps after a wait longer than a lease
-                for beat in tuple(self._beats):
-                    await self._run(self._sql.renew, session, **beat)
-                rows = await self._run(claim, session, **names, **terms)
-        jobs = [_job(row) for row in rows if row.token is not None]
-        return sorted(jobs, key=lambda job: (-job.priority, job.available_at, job.id))
+        return await self._jobs.claim(worker_id, queues, limit, lease_seconds)
 
     async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
-        beat: dict[str, Any] = {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
-        beat["end"] = timedelta(seconds=lease_seconds)
-        self._beats.append(beat)
-        try:
-            rows = await self._run(self._sql.renew, **beat)
-        finally:
-            self._beats.remove(beat)
-        return Beat(frozenset(row.id for row in rows))
+        if isinstance(self._jobs, SqliteJobs):
+            return await self._jobs.renew(jobs, lease_seconds)
+        attempts = {"ids": [job.id for job in jobs], "tokens": [job.token for job in jobs]}
+        rows = await self._run(self._sql.renew, None, **attempts, end=timedelta(seconds=lease_seconds))
+        return Beat(frozenset(row.id for row in rows), frozenset(row.id for row in rows if row.cancel_requested))
 
     async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
+        if session is None:
+            return job.id in await self._succeed_many([(job, result)])
+        self._check_ours(session)
+        after_commit(session, lambda: self._jobs.freed([job]))
         return bool(await self._run(self._sql.succeed, session, **_attempt(job), outcome=result))
 
-    async def _fail(self, job: Job, error: str, delay_seconds: float, dead: bool) -> JobState | None:
-        delay = {"delayed": delay_seconds > 0, "due": timedelta(seconds=delay_seconds)}
-        rows = await self._run(self._sql.fail, **_attempt(job), **delay, error=error, dead=dead)
-        if not delay_seconds:
-            self._wakeup.notify()
-        return _state(rows[0].state) if rows else None
+    async def _succeed_many(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
+        done = await self._jobs.succeed(results)
+        self._jobs.freed([job for job, _ in results])
+        return done
+
+    async def _fail(
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+    ) -> JobState | None:
+        due = timedelta(seconds=delay_seconds)
+        facts = {"error": error, "place": fingerprint, "end": "" if end is None else end.value}
+        rows = await self._run(self._sql.fail, None, **_attempt(job), **facts, delayed=delay_seconds > 0, due=due)
+        self._back([job], due)
+        return state_of(rows[0].state) if rows else None
 
     async def _release(self, job: Job, delay_seconds: float) -> bool:
-        delay = {"delayed": delay_seconds > 0, "due": timedelta(seconds=delay_seconds)}
-        rows = await self._run(self._sql.release, **_attempt(job), **delay)
-        if not delay_seconds:
-            self._wakeup.notify()
+        due = timedelta(seconds=delay_seconds)
+        rows = await self._run(self._sql.release, None, **_attempt(job), delayed=delay_seconds > 0, due=due)
+        self._back([job], due)
         return bool(rows)
 
-    async def _progress(self, job: Job, done: int, total: int) -> bool:
-        return bool(await self._run(self._sql.progress, **_attempt(job), done=done, total=total))
+    async def _progress(self, job: Job, done: int, total: int, session: AsyncSession | None) -> bool:
+        if session is not None:
+            self._check_ours(session)
+        return bool(await self._run(self._sql.progress, session, **_attempt(job), done=done, total=total))
+
+    def _back(self, jobs: Sequence[Job], delay: timedelta) -> None:
+        """These wait again, or have ended."""
+        for job in jobs:
+            if delay:
+                self._jobs.comes(delay)
+            else:
+                self._jobs.came(
+                    Lane(job.queue, job.tenant, job.limit_key or ""), rank_of(job.available_at, job.priority)
+                )
+        self._jobs.freed(jobs)
 
     async def _refuse(self, job_id: str) -> NoReturn:
         if (job := await self.get(job_id)) is None:
             raise NotFoundError("Job", job_id)
         raise ConflictError(f"The job is {job.state}.")
 
-    async def _run(
-        self, statement: sa.Executable, session: AsyncSession | None = None, /, **values: Any
-    ) -> Sequence[Any]:
+    def _check_ours(self, session: AsyncSession) -> None:
+        if session.get_bind().engine.url != self._db.engine.url:
+            raise ConfigurationError("This queue is not in the session's database: use a session of its own.")
+
+    async def _run(self, statement: sa.Executable, session: AsyncSession | None, /, **values: Any) -> Sequence[Any]:
         """Execute in this unit of work, or in one of its own."""
-        parameters = self._parameters(values)
+        parameters = self._sql.parameters(values, self._jobs.now)
         if session is not None:
-            if session.get_bind().engine.url != self._db.engine.url:
-                raise ConfigurationError("This queue is not in the session's database: use a session of its own.")
             return (await session.execute(statement, parameters)).all()
         async with self._db.session() as own:
             if self._postgresql:  # one statement is a transaction: spare it the round trips of BEGIN and COMMIT
@@ -220,28 +307,8 @@ class SqlJobQueue(CheckedQueue):
 
     async def _read(self, statement: sa.Executable) -> Sequence[Any]:
         async with self._db.session(read_only=True) as session:
-            return (await session.execute(statement, self._parameters({}))).all()
-
-    def _parameters(self, values: dict[str, Any]) -> dict[str, Any]:
-        """With the time; SQLite, which cannot add a duration to it, gets the sum."""
-        if self._postgresql:
-            return {**values, "now": None if self._clock is None else self._clock.now()}
-        now = (self._clock or SystemClock()).now()
-        times = {name: now + value for name, value in values.items() if isinstance(value, timedelta)}
-        return {**values, **times, "now": now}
-
-
-def _state(stored: str) -> JobState:
-    return JobState.READY if stored == SCHEDULED else JobState(stored)
+            return (await session.execute(statement, self._sql.parameters({}, self._jobs.now))).all()
 
 
 def _attempt(job: Job) -> dict[str, str | None]:
     return {"job_id": job.id, "held_token": job.token}
-
-
-def _job(row: Any) -> Job:
-    values = row._asdict()
-    values["state"] = _state(row.state)
-    values["payload"], values["context"] = read_object(row.payload), read_object(row.context)
-    values["result"] = read_result(row.result)
-    return Job(**values)

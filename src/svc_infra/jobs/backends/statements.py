@@ -1,7 +1,9 @@
-"""The statements that a queue runs on the table of jobs."""
+"""The statements of a queue in SQL that SQLite and PostgreSQL have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -9,28 +11,28 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 
 from svc_infra.db.columns import UtcDateTime
-from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
-from svc_infra.jobs.backends.models import SCHEDULED, svc_jobs
-from svc_infra.jobs.job import JobState
+from svc_infra.jobs.backends.models import JOB_COLUMNS, SCHEDULED, svc_job_limits, svc_job_queues, svc_jobs
+from svc_infra.jobs.backends.turns import micros
+from svc_infra.jobs.job import AGEING_SECONDS, JobState
+
+LIMITS_KEPT_SECONDS = 86400.0
+"""How long after the last start `purge` forgets a limit key."""
 
 _c = svc_jobs.c
-
 _LET_GO: dict[str, Any] = {"token": None, "lease_expires_at": None}
+_PRIORITY: Any = sa.literal_column(str(round(AGEING_SECONDS * 1e6)), sa.BigInteger) * _c.priority
 
 
 class JobStatements:
-    """Every statement that changes jobs, built once; SQLAlchemy compiles each once and asyncpg prepares it.
+    """Every statement that is not a backend's own, built once; SQLAlchemy compiles each once and asyncpg prepares it.
 
     States are literals, because parameters would keep the planners from the partial indexes.
     """
 
     def __init__(self, *, postgresql: bool) -> None:
         self._postgresql = postgresql
-        self._claims: dict[int, sa.Executable] = {}
         self._now: Any = sa.bindparam("now", type_=UtcDateTime)
-        self._new_token: Any = sa.func.lower(sa.func.hex(sa.func.randomblob(16)))
         if postgresql:
-            self._new_token = sa.cast(sa.func.gen_random_uuid(), sa.Text)
             self._now = sa.type_coerce(sa.func.coalesce(self._now, sa.func.statement_timestamp()), UtcDateTime)
         self._by_id = _c.id == sa.bindparam("job_id")
         self._held = sa.update(svc_jobs).where(
@@ -39,69 +41,111 @@ class JobStatements:
         self._delayed = sa.bindparam("delayed", type_=sa.Boolean)
         self._again = sa.case((self._delayed, _text(SCHEDULED)), else_=_text(JobState.READY))
 
-    @cached_property
-    def insert(self) -> sa.Executable:
-        times = {"created_at": self._now, "available_at": self._after("due")}
-        return insert(svc_jobs).values(times).on_conflict_do_nothing().returning(_c.id)
+    def parameters(self, values: Mapping[str, Any], now: datetime | None) -> dict[str, Any]:
+        """With the time; SQLite, which cannot add a duration to it, gets the sum."""
+        if self._postgresql or now is None:
+            return {**values, "now": now}
+        times = {name: now + value for name, value in values.items() if isinstance(value, timedelta)}
+        due = {"due_micros": micros(times["due"])} if "due" in times else {}
+        return {**values, **times, **due, "now": now}
 
     @cached_property
     def holder(self) -> sa.Executable:
+        """The job that is kept instead of a new one."""
         key = sa.bindparam("held_key", type_=sa.String)
         return sa.select(_c.id).where(sa.or_(self._by_id, _c.unique_key == key)).order_by(self._by_id.desc()).limit(1)
 
     @cached_property
+    def free_key(self) -> sa.Executable:
+        """Take a unique key from a job that is too old for it or not in these states any more."""
+        old = _c.created_at <= sa.bindparam("before", type_=UtcDateTime)
+        outside = _c.state.not_in(sa.bindparam("states", expanding=True, type_=sa.String))
+        if self._postgresql:
+            old = _c.created_at <= self._now + sa.bindparam("before", type_=sa.Interval)
+        update = sa.update(svc_jobs).where(_c.unique_key == sa.bindparam("held_key"), sa.or_(old, outside))
+        return update.values(unique_key=None).returning(_c.id)
+
+    @cached_property
+    def waiting_holder(self) -> sa.Executable:
+        """The job that waits and has this unique key, locked."""
+        found = sa.select(_c.id, _c.available_at, self._now.label("now")).where(
+            _c.unique_key == sa.bindparam("held_key"), waiting()
+        )
+        return found.with_for_update() if self._postgresql else found
+
+    def replace(self, values: Mapping[str, Any]) -> sa.Executable:
+        """Give the job `job_id` other contents."""
+        return sa.update(svc_jobs).where(self._by_id).values(**{name: sa.bindparam(f"new_{name}") for name in values})
+
+    @cached_property
     def succeed(self) -> sa.Executable:
+        """Finish one job."""
         done = {"state": _text(JobState.SUCCEEDED), "finished_at": self._now, "result": sa.bindparam("outcome")}
         return self._held.values(**_LET_GO, **done).returning(_c.id)
 
     @cached_property
     def fail(self) -> sa.Executable:
-        spent = sa.or_(sa.bindparam("dead", type_=sa.Boolean), _c.attempts >= _c.max_attempts)
+        """An attempt failed; `end` is a terminal state or empty."""
+        end: Any = sa.bindparam("end", type_=sa.String)
+        spent = _c.attempts - _c.crashes >= _c.max_attempts
+        ends = sa.or_(end != "", _c.cancel_requested, spent)
         return self._held.values(
             **_LET_GO,
-            state=sa.case((spent, _text(JobState.DEAD)), else_=self._again),
-            available_at=sa.case((spent, _c.available_at), else_=self._after("due")),
-            finished_at=sa.case((spent, self._now)),
+            state=sa.case(
+                (_c.cancel_requested, _text(JobState.CANCELLED)),
+                (end != "", end),
+                (spent, _text(JobState.DEAD)),
+                else_=self._again,
+            ),
+            available_at=sa.case((ends, _c.available_at), else_=self._after("due")),
+            rank=sa.case((ends, _c.rank), else_=self._rank_after_due()),
+            finished_at=sa.case((ends, self._now)),
             last_error=sa.bindparam("error"),
+            fingerprint=sa.bindparam("place"),
         ).returning(_c.state)
 
     @cached_property
     def release(self) -> sa.Executable:
+        """Hand a job back unspent."""
         return self._held.values(
             **_LET_GO,
-            state=self._again,
+            state=sa.case((_c.cancel_requested, _text(JobState.CANCELLED)), else_=self._again),
+            finished_at=sa.case((_c.cancel_requested, self._now)),
             attempts=_c.attempts - 1,
             available_at=sa.case((self._delayed, self._after("due")), else_=_c.available_at),
+            rank=sa.case((self._delayed, self._rank_after_due()), else_=_c.rank),
         ).returning(_c.id)
 
     @cached_property
     def progress(self) -> sa.Executable:
+        """How far an attempt is."""
         reported: dict[str, Any] = {"progress_done": sa.bindparam("done"), "progress_total": sa.bindparam("total")}
         return self._held.values(**reported).returning(_c.id)
 
     @cached_property
     def retry(self) -> sa.Executable:
+        """Put back a job that has ended."""
         update = sa.update(svc_jobs).where(self._by_id, in_state(JobState.DEAD, JobState.CANCELLED))
         zeros = dict.fromkeys(("attempts", "crashes", "progress_done", "progress_total"), 0)
-        ready = {"state": _text(JobState.READY), "available_at": self._now, "finished_at": None}
-        return update.values(**zeros, **ready).returning(_c.id)
+        again = {"state": self._again, "available_at": self._after("due"), "rank": self._rank_after_due()}
+        return update.values(**zeros, **again, finished_at=None, cancel_requested=sa.false()).returning(_c.id)
+
+    @cached_property
+    def edit(self) -> sa.Executable:
+        """Change the payload of a job that does not run and did not succeed."""
+        update = sa.update(svc_jobs).where(self._by_id, in_state(JobState.READY, SCHEDULED, JobState.DEAD))
+        return update.values(payload=sa.bindparam("text")).returning(_c.id)
 
     @cached_property
     def cancel(self) -> sa.Executable:
-        update = sa.update(svc_jobs).where(self._by_id, waiting())
-        return update.values(state=_text(JobState.CANCELLED), finished_at=self._now).returning(_c.id)
-
-    @cached_property
-    def purge(self) -> sa.Executable:
-        finished = sa.and_(in_state(JobState.SUCCEEDED, JobState.CANCELLED), _c.finished_at <= self._after("before"))
-        old = self._locked("old", finished, _c.finished_at, limit=_take())
-        return sa.delete(svc_jobs).where(self._among(old)).returning(_c.id)
-
-    @cached_property
-    def stats(self) -> sa.Executable:
-        oldest = sa.func.min(_c.available_at).label("oldest")
-        numbers = sa.select(_c.state, sa.func.count().label("jobs"), oldest, self._now.label("now"))
-        return numbers.group_by(_c.state)
+        """Cancel a job that waits, and ask for it where it runs."""
+        runs = in_state(JobState.RUNNING)
+        update = sa.update(svc_jobs).where(self._by_id, in_state(JobState.READY, SCHEDULED, JobState.RUNNING))
+        return update.values(
+            state=sa.case((runs, _c.state), else_=_text(JobState.CANCELLED)),
+            finished_at=sa.case((runs, _c.finished_at), else_=self._now),
+            cancel_requested=runs,
+        ).returning(_c.id)
 
     @cached_property
     def renew(self) -> sa.Executable:
@@ -114,70 +158,59 @@ class JobStatements:
         held = sa.and_(_c.id.in_(ids), _c.token.in_(tokens), in_state(JobState.RUNNING))
         update = sa.update(svc_jobs).values(lease_expires_at=self._after("end"))
         if not self._postgresql:
-            return update.where(held).returning(_c.id)
+            return update.where(held).returning(_c.id, _c.cancel_requested)
         free = sa.select(_c.id).where(held).with_for_update(skip_locked=True).cte("free")
         renewed = update.where(self._among(free)).returning(_c.id).cte("renewed")
-        return sa.select(_c.id).where(held).add_cte(renewed)
+        return sa.select(_c.id, _c.cancel_requested).where(held).add_cte(renewed)
 
-    def claim(self, queues: int) -> sa.Executable:
-        """Claim from this many queues and put back what is due again; the rows with a token are the claimed jobs."""
-        if queues not in self._claims:
-            self._claims[queues] = self._claim([f"queue_{number}" for number in range(queues)])
-        return self._claims[queues]
+    @cached_property
+    def forget_limits(self) -> sa.Executable:
+        """Forget limit keys that nobody has used for long."""
+        old = sa.select(svc_job_limits.c.key).where(svc_job_limits.c.due < sa.bindparam("before")).limit(_take())
+        locked = (old.with_for_update(skip_locked=True) if self._postgresql else old).cte("old")
+        return sa.delete(svc_job_limits).where(svc_job_limits.c.key.in_(sa.select(locked.c.key)))
 
-    def _claim(self, names: list[str]) -> sa.Executable:
-        queues = [sa.bindparam(name, type_=sa.String) for name in names]
-        served, running = _c.queue.in_(queues), in_state(JobState.RUNNING)
-        spent = _c.attempts >= _c.max_attempts
-        sweep: Any = sa.literal_column(str(SWEEP_LIMIT_JOBS))
-        ended = sa.and_(running, _c.lease_expires_at <= self._now)
-        due = sa.and_(in_state(SCHEDULED), served, _c.available_at <= self._now)
-        order = (_c.priority.desc(), _c.available_at, _c.id)
-        found = [
-            self._locked("ended", ended, _c.lease_expires_at, limit=sweep, can=sa.and_(served, ~spent), back=sa.true()),
-            self._locked("due", due, _c.available_at, limit=sweep, can=sa.true(), back=sa.true()),
-        ]
-        for queue in queues:  # each queue on its own, which keeps the planner on the index
-            ready = sa.and_(in_state(JobState.READY), _c.queue == queue)
-            found.append(
-                self._locked(f"{queue.key}_head", ready, *order, limit=_take(), can=sa.true(), back=sa.false())
-            )
-        jobs = sa.union_all(*map(sa.select, found)).subquery("jobs")
-        rank = sa.func.row_number().over(
-            order_by=(jobs.c.can.desc(), jobs.c.priority.desc(), jobs.c.available_at, jobs.c.id)
-        )
-        ranked = sa.select(jobs.c.id, jobs.c.back, sa.and_(jobs.c.can, rank <= _take()).label("chosen")).cte("ranked")
-        chosen = ranked.c.chosen
+    def purge(self, *, dead: bool) -> sa.Executable:
+        """Delete what has finished, the oldest first."""
+        ended = in_state(JobState.DEAD) if dead else in_state(JobState.SUCCEEDED, JobState.CANCELLED)
+        condition = sa.and_(ended, _c.finished_at <= self._after("before"))
+        found = sa.select(_c.id).where(condition).order_by(_c.finished_at).limit(_take())
+        old = (found.with_for_update(skip_locked=True) if self._postgresql else found).cte("old")
+        return sa.delete(svc_jobs).where(self._among(old)).returning(_c.id)
+
+    @cached_property
+    def stats(self) -> sa.Executable:
+        """How many jobs are in each state, and since when the oldest that waits is due."""
+        oldest = sa.func.min(_c.available_at).label("oldest")
+        numbers = sa.select(_c.state, sa.func.count().label("jobs"), oldest, self._now.label("now"))
+        return numbers.group_by(_c.state)
+
+    @cached_property
+    def queues(self) -> sa.Executable:
+        """The same for each queue, of the jobs that wait or run."""
+        oldest = sa.func.min(_c.available_at).label("oldest")
+        numbers = sa.select(_c.queue, _c.state, sa.func.count().label("jobs"), oldest, self._now.label("now"))
+        return numbers.where(in_state(JobState.READY, SCHEDULED, JobState.RUNNING)).group_by(_c.queue, _c.state)
+
+    def configure(self, values: Mapping[str, Any]) -> sa.Executable:
+        """Keep these facts of a queue."""
         return (
-            sa.update(svc_jobs)
-            .where(
-                _c.id == ranked.c.id,
-                sa.or_(chosen, ranked.c.back),
-                self._among(ranked) if self._postgresql else sa.true(),
-            )
-            .values(
-                state=sa.case(
-                    (chosen, _text(JobState.RUNNING)),
-                    (sa.and_(running, spent), _text(JobState.DEAD)),
-                    else_=_text(JobState.READY),
-                ),
-                attempts=sa.case((chosen, _c.attempts + 1), else_=_c.attempts),
-                crashes=sa.case((running, _c.crashes + 1), else_=_c.crashes),
-                started_at=sa.case((chosen, self._now), else_=_c.started_at),
-                finished_at=sa.case((sa.and_(running, spent), self._now)),
-                token=sa.case((chosen, self._new_token)),
-                worker_id=sa.case((chosen, sa.bindparam("claimant")), else_=_c.worker_id),
-                lease_expires_at=sa.case((chosen, self._after("end"))),
-                last_error=sa.case((running, LEASE_ENDED), else_=_c.last_error),
-            )
-            .returning(*_c)
+            insert(svc_job_queues)
+            .values(**values)
+            .on_conflict_do_update(index_elements=["name"], set_={k: v for k, v in values.items() if k != "name"})
         )
 
-    def _locked(self, name: str, condition: Any, *order: Any, limit: Any, **flags: Any) -> sa.CTE:
-        """The first jobs that nobody else is changing."""
-        labels = [flag.label(name) for name, flag in flags.items()]
-        jobs = sa.select(_c.id, _c.priority, _c.available_at, *labels).where(condition).order_by(*order).limit(limit)
-        return (jobs.with_for_update(skip_locked=True) if self._postgresql else jobs).cte(name)
+    def list(self, state: JobState | None, equal: Mapping[str, str], before: str | None, limit: int) -> sa.Executable:
+        """The newest jobs."""
+        found = sa.select(*(_c[name] for name in JOB_COLUMNS)).order_by(_c.created_at.desc(), _c.id.desc()).limit(limit)
+        if state is not None:
+            found = found.where(waiting() if state is JobState.READY else in_state(state))
+        for name, value in equal.items():
+            found = found.where(_c[name] == value)
+        if before is not None:
+            last = sa.select(_c.created_at, _c.id).where(_c.id == before).subquery("last")
+            found = found.join(last, sa.tuple_(_c.created_at, _c.id) < sa.tuple_(last.c.created_at, last.c.id))
+        return found
 
     def _among(self, jobs: sa.CTE) -> sa.ColumnElement[bool]:
         ids = sa.select(jobs.c.id)
@@ -189,6 +222,12 @@ class JobStatements:
         if self._postgresql:
             return self._now + sa.bindparam(duration, type_=sa.Interval)
         return sa.bindparam(duration, type_=UtcDateTime)
+
+    def _rank_after_due(self) -> Any:
+        if self._postgresql:
+            micros = sa.cast(sa.extract("epoch", self._after("due")) * sa.literal_column("1000000"), sa.BigInteger)
+            return micros - _PRIORITY
+        return sa.bindparam("due_micros", type_=sa.BigInteger) - _PRIORITY
 
 
 def _text(state: str) -> sa.ColumnClause[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from queue import SimpleQueue
@@ -17,7 +18,7 @@ from svc_infra.jobs.arguments import storable
 from svc_infra.jobs.job import result_text
 from svc_infra.jobs.retry import verdict
 from svc_infra.jobs.task import Task
-from svc_infra.jobs.workers.processes import HEADER_BYTES
+from svc_infra.jobs.workers.processes import BEGINS, HEADER_BYTES
 from svc_infra.obs.context import restored
 
 
@@ -29,10 +30,14 @@ def main() -> None:
     os.dup2(2, 1)
     waiting: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
-    while True:
-        answer = orjson.dumps(_answer(orjson.loads(waiting.get())))
-        answers.write(len(answer).to_bytes(HEADER_BYTES) + answer)
+
+    def say(message: bytes) -> None:
+        answers.write(message)
         answers.flush()
+
+    while True:
+        answer = orjson.dumps(_answer(orjson.loads(waiting.get()), lambda: say(BEGINS)))
+        say(len(answer).to_bytes(HEADER_BYTES) + answer)
 
 
 def found(module: str, name: str) -> Any:
@@ -56,11 +61,14 @@ def _read(requests: BinaryIO, waiting: SimpleQueue[bytes]) -> None:
     os._exit(0)  # the worker is gone, and with it whoever wanted what runs here
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], begins: Callable[[], None]) -> dict[str, Any]:
     task: Any = None
     with restored(request["context"], job_id=request["job_id"]):
         try:
-            task = found(request["module"], request["name"])
+            try:
+                task = found(request["module"], request["name"])
+            finally:
+                begins()
             task = task if isinstance(task, Task) else Task(task, request["task"], cpu=True)
             result = storable(task.name, task.function(**task.arguments.decode(request["payload"])))
             result_text(result)

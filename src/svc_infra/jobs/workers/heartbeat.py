@@ -6,30 +6,33 @@ import asyncio
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import copy_context
 
 from svc_infra.jobs.queue import Beat, JobQueue
-from svc_infra.jobs.retry import Outage
+from svc_infra.jobs.retry import Outage, describe
 from svc_infra.jobs.workers.attempt import Attempt, Stop
 from svc_infra.obs.metrics import metrics
 
 BLOCKED_LOOP_SECONDS = 1.0
 """How long an event loop may leave a call unanswered before what runs there is reported."""
 BLOCKED_STACK_FRAMES = 20
+LATE_INTERVALS = 1.5
+"""How many times as long as it should be the pause between two beats is when the thread sends one itself."""
 STOP_SECONDS = 5.0  # that the thread has to end
 
 _log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Renews leases for as long as its block lasts, from a thread with an event loop and connections of its own.
+    """Renews leases for as long as its block lasts: from the worker's event loop, and from a thread when that is late.
 
-    A handler that blocks the worker's loop therefore loses no job, and is reported (`job.loop_blocked`) with what it
-    does. A queue without connections, in this process's memory, is asked in the worker's own loop: nobody else can
-    take its jobs meanwhile.
+    The thread has an event loop and, where the queue has any, connections of its own. So a handler that blocks the
+    worker's loop, or a pool that is used up, loses no job; the handler is reported with what it does
+    (`job.loop_blocked`).
 
     Args:
         queue: Where the jobs are from.
@@ -42,7 +45,9 @@ class Heartbeat:
         self._queue = queue
         self._held = held
         self._lease_seconds = lease_seconds
+        self._interval_seconds = lease_seconds / 3
         self._outage = Outage()
+        self._beaten_at = time.monotonic()
         self._answered = True
 
     @asynccontextmanager
@@ -50,25 +55,15 @@ class Heartbeat:
         """Beat, and watch the loop that this is entered in."""
         self._loop = asyncio.get_running_loop()
         self._of_loop = threading.get_ident()
-        heart = self._queue.heart()
+        self._beaten_at = time.monotonic()
         ended = self._loop.create_future()
         stop = _Switch()
-        here = [] if heart is not None else [asyncio.create_task(self._beat(self._queue))]
-
-        async def there() -> None:
-            async with heart or nullcontext() as queue:
-                work = [asyncio.create_task(self._watch())]
-                if queue is not None:
-                    work.append(asyncio.create_task(self._beat(queue)))
-                await stop.wait()
-                for one in work:
-                    one.cancel()
-                await asyncio.gather(*work, return_exceptions=True)
+        here = asyncio.create_task(self._beat())
 
         def run() -> None:
             try:
-                asyncio.run(there())
-            except Exception:  # noqa: BLE001 - logged; the worker goes on, and its leases say what becomes of its jobs
+                asyncio.run(self._help(stop))
+            except Exception:  # noqa: BLE001 - logged; the loop's own beats go on
                 _log.exception("jobs.heartbeat_failed")
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(ended.set_result, None)
@@ -78,28 +73,50 @@ class Heartbeat:
             yield
         finally:
             stop.set()
-            for one in here:
-                one.cancel()
-            await asyncio.gather(*here, return_exceptions=True)
-            await asyncio.wait({ended}, timeout=STOP_SECONDS)
+            here.cancel()
+            await asyncio.wait({here, ended}, timeout=STOP_SECONDS)
 
     async def beat(self, queue: JobQueue) -> None:
         """Renew every lease once, and stop the attempts that have lost theirs or are cancelled."""
         if held := list(self._held()):
             beat = await queue.heartbeat([one.job for one in held], lease_seconds=self._lease_seconds)
-            self._outage.over()
             self._loop.call_soon_threadsafe(_apply, held, beat)
+        self._beaten_at = time.monotonic()
 
-    async def _beat(self, queue: JobQueue) -> None:
-        pause = interval = self._lease_seconds / 3
+    async def _beat(self) -> None:
+        pause = self._interval_seconds
         while True:
             await asyncio.sleep(pause)
             try:
                 async with asyncio.timeout(self._lease_seconds):
-                    await self.beat(queue)
-                pause = interval
+                    await self.beat(self._queue)
+                self._outage.over()
+                pause = self._interval_seconds
             except Exception as error:  # noqa: BLE001 - the worker outlives every outage, which logs and counts itself
-                pause = min(interval, self._outage.failed(error))
+                pause = min(self._interval_seconds, self._outage.failed(error))
+
+    async def _help(self, stop: _Switch) -> None:
+        """What the thread does."""
+        work = [asyncio.create_task(self._watch())]
+        async with self._queue.heart() or nullcontext() as queue:
+            if queue is not None:
+                work.append(asyncio.create_task(self._beat_when_late(queue)))
+            await stop.wait()
+            for one in work:
+                one.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+
+    async def _beat_when_late(self, queue: JobQueue) -> None:
+        while True:
+            await asyncio.sleep(self._interval_seconds / 4)
+            if time.monotonic() - self._beaten_at < LATE_INTERVALS * self._interval_seconds:
+                continue
+            try:
+                async with asyncio.timeout(self._lease_seconds):
+                    await self.beat(queue)
+            except Exception as error:  # noqa: BLE001 - as above, and both tell of it
+                _log.warning("jobs.late_heartbeat_failed", extra={"error": describe(error)})
+                await asyncio.sleep(self._interval_seconds / 4)
 
     async def _watch(self) -> None:
         reported = False

@@ -19,6 +19,8 @@ from svc_infra.jobs.task import Task
 from svc_infra.obs.metrics import metrics
 
 HEADER_BYTES = 4  # before each message: its length, big-endian
+BEGINS = bytes(HEADER_BYTES)  # says that the function is found, and starts now
+START_SECONDS = 60.0  # that a process has to import the function's module
 MESSAGE_LIMIT_BYTES = 8 * 1024 * 1024
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from svc_infra.jobs.workers.child import main; main()"
 
@@ -50,7 +52,7 @@ class Processes:
         """Run a task's function for a job.
 
         Args:
-            begins: Called when a process is there to run it.
+            begins: Called when a process has found the function and starts it.
 
         Raises:
             Ruled: The function raised.
@@ -59,8 +61,7 @@ class Processes:
         async with self._free:
             child = await self._take()
             try:
-                begins()
-                answer = await _ask(child, _request(job, task))
+                answer = await _ask(child, _request(job, task), begins)
             except (OSError, EOFError):
                 await _end(child)
                 metrics.increment("jobs.process_crashes", task=task.name)
@@ -110,11 +111,14 @@ def _request(job: Job, task: Task[..., Any]) -> bytes:
     )
 
 
-async def _ask(child: asyncio.subprocess.Process, request: bytes) -> dict[str, Any]:
+async def _ask(child: asyncio.subprocess.Process, request: bytes, begins: Callable[[], None]) -> dict[str, Any]:
     if child.stdin is None or child.stdout is None:
         raise EOFError
     child.stdin.write(len(request).to_bytes(HEADER_BYTES) + request)
     await child.stdin.drain()
+    async with asyncio.timeout(START_SECONDS):
+        await child.stdout.readexactly(len(BEGINS))
+    begins()
     length = int.from_bytes(await child.stdout.readexactly(HEADER_BYTES))
     if length > MESSAGE_LIMIT_BYTES:
         raise EOFError

@@ -1,12 +1,16 @@
--- ARGV: now, lease in microseconds, then id and token of each attempt. Returns the ids that are held.
-local lease_end = whole(now + tonumber(ARGV[2]))
-local held = {}
+-- ARGV: now, lease in microseconds, then id and token of each attempt. Returns the ids that are held, and which of
+-- them are to end.
+local lease_end = now + tonumber(ARGV[2])
+local ids, cancelled = {}, {}
 for place = 3, #ARGV, 2 do
   local id = ARGV[place]
-  if is_held(id, ARGV[place + 1]) then
-    redis.call('ZADD', prefix .. ':processing', lease_end, id)
+  local job = held(id, ARGV[place + 1], 'cancel_requested')
+  if job then
+    add(prefix .. ':processing', lease_end, id .. ' ' .. job[4] .. ' ' .. (job[5] or ''))
     redis.call('HSET', job_key(id), 'lease_expires_at', lease_end)
-    held[#held + 1] = id
+    ids[#ids + 1] = id
+    if job[6] == '1' then cancelled[#cancelled + 1] = id end
   end
 end
-return held
+flush()
+return { ids, cancelled }
