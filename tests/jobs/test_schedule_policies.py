@@ -96,8 +96,8 @@ async def test_what_nobody_stored_in_time_follows_the_policy_and_is_explained(
 
 
 async def test_a_tick_that_is_less_than_a_minute_late_is_in_time(places: Places) -> None:
-    for minute in (0, 10.9, 21.1):
-        await tick(places, minute, missed="skip")
+    for looked_at in (0, 10.9, 21.1):
+        await tick(places, looked_at, missed="skip")
     assert await ticks(places) == [(10, "stored", 0, None), (20, "late", 0, None)]
 
 
@@ -119,8 +119,8 @@ async def test_what_was_due_in_a_pause_follows_the_policy_when_it_ends(
     for minute in (0, 10):
         await tick(places, minute, **policies)
     await scheduler_of(places, **policies).schedules.pause("s")
-    for minute in (20, 30, 45, 60.1):
-        await tick(places, minute, **policies)
+    for looked_at in (20, 30, 45, 60.1):
+        await tick(places, looked_at, **policies)
     assert await jobs(places) == [10]
     await scheduler_of(places, **policies).schedules.resume("s")
     await tick(places, 60.2, **policies)

@@ -110,6 +110,7 @@ class World:
         self.queue = queue
         self.kind = kind
         self.now = start
+        self._pace_seconds = 2000 if isinstance(stores, AsyncDatabase) else 600  # a database decides about more at once
         self.ran: Counter[str] = Counter()
         self.kills = 0
         self._chance = random.Random(f"{start}")
@@ -132,7 +133,7 @@ class World:
         while self.now < until:
             outage = self._chance.random() < 0.02
             self.now += timedelta(
-                seconds=self._chance.uniform(3600, 7200) if outage else self._chance.expovariate(1 / 1000)
+                seconds=self._chance.uniform(3600, 7200) if outage else self._chance.expovariate(1 / self._pace_seconds)
             )
             if self._chance.random() < 0.3:
                 self._wrong_seconds[self._chance.randrange(SCHEDULERS)] = self._chance.choice(STEPS_OF_CLOCKS)
