@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
@@ -140,6 +140,7 @@ async def test_a_running_scheduler_stores_what_becomes_due_until_it_is_stopped()
         await running
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 400), min_size=1, max_size=60), st.sampled_from([7, 60, 90]))
 def test_ticks_are_neither_missed_nor_doubled_whatever_the_steps_of_the_clock(steps: list[float], seconds: int) -> None:
     async def run() -> None:

@@ -64,13 +64,14 @@ async def test_schedulers_on_postgresql_share_the_servers_clock(postgres_db: Asy
 
 
 async def test_schedules_are_kept_in_the_database_that_the_queue_can_store_jobs_with(sqlite_db: AsyncDatabase) -> None:
-    redis = RedisJobQueue("redis://localhost:1")
-    assert isinstance(schedule_store(SqlJobQueue(sqlite_db), db=sqlite_db), SqlScheduleStore)
-    assert isinstance(schedule_store(redis, db=sqlite_db, outbox=Outbox()), SqlScheduleStore)
-    assert schedule_store(redis, db=sqlite_db) is None
-    assert schedule_store(redis, outbox=Outbox()) is None
-    assert schedule_store(InMemoryJobQueue(), db=sqlite_db, outbox=Outbox()) is None
-    await redis.close()
+    alone, with_outbox = (RedisJobQueue("redis://localhost:1", outbox=outbox) for outbox in (None, Outbox()))
+    assert isinstance(schedule_store(SqlJobQueue(sqlite_db)), SqlScheduleStore)
+    assert isinstance(schedule_store(with_outbox, db=sqlite_db), SqlScheduleStore)
+    assert schedule_store(with_outbox) is None
+    assert schedule_store(alone, db=sqlite_db) is None
+    assert schedule_store(InMemoryJobQueue(), db=sqlite_db) is None
+    await alone.close()
+    await with_outbox.close()
 
 
 async def test_the_jobs_of_ticks_reach_redis_through_the_outbox(db: AsyncDatabase, valkey_url: str) -> None:

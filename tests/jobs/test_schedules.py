@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -39,7 +40,7 @@ class Place:
         self.clock = clock
         self.queue = InMemoryJobQueue(clock=clock)
 
-    def scheduler(self, *declared: Schedule, tasks: tuple[Task[..., object], ...] = (work,)) -> Scheduler:
+    def scheduler(self, *declared: Schedule, tasks: Iterable[Task[..., Any]] = (work,)) -> Scheduler:
         return Scheduler(self.queue, declared, tasks=tasks, store=self.store, catch_up_seconds=0)
 
     def schedules(self, *declared: Schedule) -> Schedules:
@@ -193,7 +194,7 @@ async def test_a_mapping_becomes_a_schedule_or_is_refused(place: Place) -> None:
     body = {"task": "work", "cron": "0 7 * * *", "tz": "Europe/Berlin", "payload": {"number": 1}, "overlap": "skip"}
     await schedules.put(schedules.read("morning", body))
     assert (await schedules.get("morning")).next_at == START + timedelta(hours=18)
-    for wrong, named in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"task": "none", "cron": "* * * * *"}, "no task none"),
         ({"task": "work"}, "one of cron"),
         ({"task": "work", "cron": "* * * * *", "every_seconds": 5}, "one of cron"),
@@ -201,7 +202,8 @@ async def test_a_mapping_becomes_a_schedule_or_is_refused(place: Place) -> None:
         ({"task": "work", "cron": "99 * * * *"}, "no cron expression"),
         ({"task": "work", "every_seconds": 5, "payload": {"number": "x"}}, "number"),
         ({"task": "work", "interval": "6h"}, "cannot be read"),
-    ]:
+    ]
+    for wrong, named in refused:
         with pytest.raises(ValidationError, match=named):
             schedules.read("morning", wrong)
 

@@ -158,7 +158,7 @@ async def _queueing(wiring: Wiring, plan: JobsPlan) -> AsyncIterator[None]:
         queue = queue_of(wiring.settings, db=db, outbox=outbox, clock=clock)
     wiring.provide(JobQueue, queue)
     wiring.provide(JobStore, cast(JobStore, queue))  # every backend is both
-    store = schedule_store(queue, db=db, outbox=outbox, clock=clock)
+    store = schedule_store(queue, db=db, clock=clock)
     scheduler = Scheduler(queue, plan.schedules.values(), tasks=plan.tasks.values(), store=store, clock=clock)
     wiring.provide(Scheduler, scheduler)
     wiring.provide(Schedules, scheduler.schedules)

@@ -75,18 +75,20 @@ def queue_of(
 
 
 def schedule_store(
-    queue: JobQueue, *, db: AsyncDatabase | None = None, outbox: Outbox | None = None, clock: Clock | None = None
+    queue: JobQueue, *, db: AsyncDatabase | None = None, clock: Clock | None = None
 ) -> ScheduleStore | None:
-    """Where the schedules of a queue's jobs are kept: in the database, where the queue can store jobs in its sessions.
+    """Where the schedules of a queue's jobs are kept: in a database, where the queue can store jobs in its sessions.
 
     Args:
         queue: Where the jobs go.
-        db: The queue's own database, or the one whose outbox leads to the queue.
-        outbox: As given to the queue.
+        db: The database whose outbox leads to the queue; a SQL queue has its own.
         clock: Where the time comes from; the store's own choice when left out.
 
     Returns:
         None for each scheduler's own memory.
     """
-    stores = isinstance(queue, SqlJobQueue) or (isinstance(queue, RedisJobQueue) and outbox is not None)
-    return SqlScheduleStore(db, clock=clock) if stores and db is not None else None
+    if isinstance(queue, SqlJobQueue):
+        return SqlScheduleStore(queue.db, clock=clock)
+    if isinstance(queue, RedisJobQueue) and queue.stores_in_sessions and db is not None:
+        return SqlScheduleStore(db, clock=clock)
+    return None
