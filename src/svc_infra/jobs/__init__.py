@@ -11,7 +11,7 @@ from svc_infra.jobs.easy import easy_jobs
 from svc_infra.jobs.job import Job, JobRequest, JobState, Limit, Unique
 from svc_infra.jobs.queue import JobQueue, JobStore
 from svc_infra.jobs.retry import Cancel, Retry, Snooze
-from svc_infra.jobs.schedules import Schedule, Scheduler, cron, every
+from svc_infra.jobs.schedules import Schedule, Scheduler, at, cron, every
 from svc_infra.jobs.task import Task, task
 from svc_infra.jobs.workers import Worker
 
@@ -34,6 +34,7 @@ __all__ = [
     "Task",
     "Unique",
     "Worker",
+    "at",
     "cron",
     "easy_jobs",
     "every",

@@ -12,10 +12,11 @@ from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
 from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.context import JobContext
-from svc_infra.jobs.easy import driver, queue_of
+from svc_infra.jobs.easy import driver, queue_of, schedule_store
 from svc_infra.jobs.queue import JobQueue, JobStore
 from svc_infra.jobs.schedules.schedule import Schedule, every
-from svc_infra.jobs.schedules.scheduler import CATCH_UP_SECONDS, Scheduler
+from svc_infra.jobs.schedules.scheduler import Scheduler
+from svc_infra.jobs.schedules.schedules import CATCH_UP_SECONDS, Schedules
 from svc_infra.jobs.task import Task, by_name, task
 from svc_infra.jobs.workers import Worker
 from svc_infra.types import Clock
@@ -160,11 +161,15 @@ async def purge_finished(older_than_seconds: float, context: JobContext) -> int:
 @asynccontextmanager
 async def _queueing(wiring: Wiring, plan: JobsPlan) -> AsyncIterator[None]:
     queue = plan.queue
+    db, outbox, clock = _given(wiring, AsyncDatabase), _given(wiring, Outbox), _given(wiring, Clock)
     if queue is None:
-        db, outbox, clock = _given(wiring, AsyncDatabase), _given(wiring, Outbox), _given(wiring, Clock)
         queue = queue_of(wiring.settings, db=db, outbox=outbox, clock=clock)
     wiring.provide(JobQueue, queue)
     wiring.provide(JobStore, cast(JobStore, queue))  # every backend is both
+    store = schedule_store(queue, db=db, clock=clock)
+    scheduler = Scheduler(queue, plan.schedules.values(), tasks=plan.tasks.values(), store=store, clock=clock)
+    wiring.provide(Scheduler, scheduler)
+    wiring.provide(Schedules, scheduler.schedules)
     _relay_outbox(wiring, plan)
     try:
         yield
@@ -204,7 +209,7 @@ class _Runners:
         wiring, plan = self._wiring, self._plan
         runners: list[Worker | Scheduler] = [worker_of(wiring)] if plan.worker else []
         if plan.scheduler:
-            runners.append(Scheduler(wiring.get(JobQueue), plan.schedules.values(), clock=_given(wiring, Clock)))
+            runners.append(wiring.get(Scheduler))
         self._runners = runners
         with wiring.active():
             self._tasks = [asyncio.create_task(one.run()) for one in runners]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from svc_infra.db import AsyncDatabase
@@ -39,6 +40,12 @@ class JobContext:
     def token(self) -> str:
         """The attempt's fencing token: an idempotency key for calls to other services."""
         return self.job.token or ""
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """When the tick was due that this job was stored for; None for a job of no schedule."""
+        due = self.job.context.get("scheduled_at")
+        return None if due is None else datetime.fromisoformat(due)
 
     def progress(self, done: int, total: int = 0) -> None:
         """Report how far the attempt is; the worker stores the latest report about twice a second.

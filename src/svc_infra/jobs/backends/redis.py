@@ -132,6 +132,11 @@ class RedisJobQueue(CheckedQueue):
         if self._url is not None:
             await self._client.aclose()
 
+    @property
+    def stores_in_sessions(self) -> bool:
+        """Whether it has an outbox, with which it can store jobs in a database's sessions."""
+        return self._outbox is not None
+
     async def relay(self, message: OutboxMessage) -> None:
         """Store a job that was enqueued in a unit of work; the handler of the outbox topic "jobs"."""
         job = msgspec.convert(message.payload, NewJob)

@@ -75,6 +75,11 @@ class SqlJobQueue(CheckedQueue):
         else:
             self._jobs = SqliteJobs(db, clock=clock or SystemClock(), max_crashes=max_crashes)
 
+    @property
+    def db(self) -> AsyncDatabase:
+        """The database that it keeps jobs in, in whose sessions it can store them."""
+        return self._db
+
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`."""
         await self._jobs.wait(timeout_seconds)
