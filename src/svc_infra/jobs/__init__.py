@@ -1,6 +1,6 @@
 """Background jobs: stored with the caller's rows, run at least once, on SQL, Redis or memory.
 
-- `task`, `arguments`, `context`: functions that run as jobs · `retry`: what becomes of failures · `workers` · `schedules`
+- `task`, `arguments`, `context`: functions as jobs · `retry`: what becomes of failures · `workers`, `schedules`
 - `job`, `queue`: what a job is, and the ports · `backends`: where jobs are kept · `easy`, `add`, `http`: the ways in
 """
 
