@@ -1,8 +1,7 @@
 """Background jobs: stored with the caller's rows, run at least once, on SQL, Redis or memory.
 
-- `task`, `arguments`, `context`: functions that run as jobs · `retry`: what becomes of failures · `workers` · `schedules`
-- `job`: what a job is · `queue`: the ports · `backends`: where jobs are kept · `easy`, `add`, `http`: `easy_jobs`,
-  `add_jobs` and `contribute_tasks`, `JobQueueDep` and `JobStoreDep`
+- `task`, `arguments`, `context`: functions as jobs · `retry`: what becomes of failures · `workers`, `schedules`
+- `job`, `queue`: what a job is, and the ports · `backends`: where jobs are kept · `easy`, `add`, `http`: the ways in
 """
 
 from svc_infra.jobs.backends import InMemoryJobQueue, RedisJobQueue, SqlJobQueue

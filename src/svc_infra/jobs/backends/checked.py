@@ -244,11 +244,8 @@ class CheckedQueue(ABC):
         if per_second is not None:
             check_number("retry_many per_second", per_second, 0.001, 1e6)
         equal = {"queue": queue, "name": name, "fingerprint": fingerprint}
-        return await self._retry_many(
-            {key: value for key, value in equal.items() if value is not None},
-            limit,
-            1 / per_second if per_second else 0.0,
-        )
+        chosen = {key: value for key, value in equal.items() if value is not None}
+        return await self._retry_many(chosen, limit, 1 / per_second if per_second else 0.0)
 
     async def edit(self, job_id: str, payload: Mapping[str, Any]) -> None:
         """See `JobStore.edit`."""
