@@ -66,6 +66,7 @@ class SqlJobQueue(CheckedQueue):
     ) -> None:
         super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds, max_crashes=max_crashes)
         self._db = db
+        self._clock = clock
         self._postgresql = db.dialect == "postgresql"
         self._sql = JobStatements(postgresql=self._postgresql)
         self._jobs: PostgresJobs | SqliteJobs
