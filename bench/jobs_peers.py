@@ -45,6 +45,7 @@ OTHER_WORK_WIDTHS = (20, 50, 200)
 PRODUCERS = (1, 20, 100)
 BATCH = 500
 RATE = 50
+ROOT = Path(__file__).parent.parent
 
 Row = dict[str, Any]
 
@@ -141,9 +142,20 @@ class Bench:
     def _start(self, name: str, measure: str, url: str, jobs: int, width: int) -> subprocess.Popen[str]:
         ours = name.startswith("svc-infra")
         python = sys.executable if ours else peers_python(name if name in PEERS else "peers")
-        script = str(Path(__file__).with_name("job_drivers.py"))
-        command = [python, "-P", script, name, measure, "--url", url, "--jobs", str(jobs), "--width", str(width)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [
+            python,
+            "-m",
+            "bench.job_measures",
+            name,
+            measure,
+            "--url",
+            url,
+            "--jobs",
+            str(jobs),
+            "--width",
+            str(width),
+        ]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def measured(bench: Bench, names: Sequence[str], given: argparse.Namespace) -> list[Row]:
