@@ -16,11 +16,14 @@ from tests.jobs.working import START
 
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
-EDGES = [  # within two days of a change of the clocks in one of the zones
-    datetime(2026, month, day, tzinfo=UTC)
-    for month, day in ((3, 7), (3, 28), (4, 3), (10, 2), (10, 24), (10, 31), (6, 15))
-]
-ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Sao_Paulo"]
+CHANGES = {  # of the clocks in 2026, in UTC; for zones without any, some moment
+    "Europe/Berlin": [datetime(2026, 3, 29, 1, tzinfo=UTC), datetime(2026, 10, 25, 1, tzinfo=UTC)],
+    "America/New_York": [datetime(2026, 3, 8, 7, tzinfo=UTC), datetime(2026, 11, 1, 6, tzinfo=UTC)],
+    "Australia/Lord_Howe": [datetime(2026, 4, 4, 15, tzinfo=UTC), datetime(2026, 10, 3, 15, 30, tzinfo=UTC)],
+    "America/Sao_Paulo": [datetime(2026, 6, 15, tzinfo=UTC)],
+    "UTC": [datetime(2026, 3, 29, 1, tzinfo=UTC)],
+}
+EDGES = [(ZoneInfo(zone), change) for zone, changes in CHANGES.items() for change in changes]
 EXPRESSIONS = [
     "*/5 * * * *",
     "*/15 3 * * *",
@@ -35,28 +38,44 @@ EXPRESSIONS = [
     "*/20 59 1 * * *",
 ]
 
-TIMES = st.one_of(
-    st.builds(Cron, st.sampled_from(EXPRESSIONS), st.sampled_from([ZoneInfo(zone) for zone in ZONES])),
-    st.builds(Interval, st.floats(60, 100_000).map(lambda seconds: timedelta(seconds=seconds))),
-    st.builds(Once, st.sampled_from(EDGES).map(lambda day: day + DAY)),
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(EDGES),
+    st.sampled_from([*EXPRESSIONS, None]),
+    st.integers(60, 100_000),
+    st.integers(-3 * 3600, 3 * 3600),
+    st.integers(0, 2 * 86_400),
+    st.integers(1, 50),
 )
-
-
-@settings(deadline=None)
-@given(TIMES, st.sampled_from(EDGES), st.integers(0, 3 * 86_400), st.integers(0, 3 * 86_400), st.integers(1, 50))
-def test_all_ways_of_asking_agree(times: Times, day: datetime, second: int, length: int, limit: int) -> None:
-    after = day + timedelta(seconds=second)
+def test_all_ways_of_asking_agree_from_anywhere_around_a_change_of_the_clocks(
+    edge: tuple[ZoneInfo, datetime], expression: str | None, step: int, second: int, length: int, limit: int
+) -> None:
+    zone, change = edge
+    times: Times = Interval(timedelta(seconds=step)) if expression is None else Cron(expression, zone)
+    after = change + timedelta(seconds=second)
     until = after + timedelta(seconds=length)
-    walked, moment = [], after
-    while (following := times.following(moment)) is not None and following <= until:
-        assert following > moment
-        walked.append(following)
-        moment = following
-    assert times.latest(after, until, limit) == walked[-limit:]
-    assert times.count(after, until, limit) == min(len(walked), limit)
-    for one, other in pairwise(walked):
-        between = one + (other - one) / 2  # from anywhere in between, the following one is the same
-        assert times.following(between) == other
+    begin = change - DAY
+    walked = times.latest(begin, until, 10_000)
+    assert all(one < other for one, other in pairwise(walked))
+    expected = [moment for moment in walked if moment > after]
+    assert times.latest(after, until, limit) == expected[-limit:]
+    assert times.count(after, until, limit) == min(len(expected), limit)
+    assert times.following(after) == (expected[0] if expected else times.following(until))
+    stepped: list[datetime] = []
+    following = times.following(begin)
+    while following is not None and following <= until:
+        stepped.append(following)
+        following = times.following(following)
+    assert stepped == walked
+
+
+def test_a_single_time_follows_until_it_is_there() -> None:
+    times = Once(START)
+    assert (times.following(START - MINUTE), times.following(START)) == (START, None)
+    assert times.latest(START - MINUTE, START) == [START]
+    assert times.latest(START, START + MINUTE) == times.latest(START - DAY, START - MINUTE) == []
+    assert (times.count(START - DAY, START, 5), times.count(START, START + DAY, 5)) == (1, 0)
 
 
 STARS: dict[str, Callable[[datetime], bool]] = {
@@ -68,24 +87,26 @@ STARS: dict[str, Callable[[datetime], bool]] = {
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(STARS)), st.sampled_from(ZONES), st.sampled_from(EDGES))
-def test_a_star_names_every_minute_that_the_clock_shows(expression: str, zone: str, day: datetime) -> None:
-    minutes = [day + number * MINUTE for number in range(1, 3 * 24 * 60 + 1)]
-    named = [minute for minute in minutes if STARS[expression](minute.astimezone(ZoneInfo(zone)))]
-    assert Cron(expression, ZoneInfo(zone)).latest(day, minutes[-1], 10_000) == named
+@given(st.sampled_from(sorted(STARS)), st.sampled_from(EDGES))
+def test_a_star_names_every_minute_that_the_clock_shows(expression: str, edge: tuple[ZoneInfo, datetime]) -> None:
+    zone, change = edge
+    minutes = [change - DAY + number * MINUTE for number in range(1, 2 * 24 * 60 + 1)]
+    named = [minute for minute in minutes if STARS[expression](minute.astimezone(zone))]
+    assert Cron(expression, zone).latest(change - DAY, minutes[-1], 10_000) == named
 
 
 @settings(deadline=None)
-@given(st.integers(0, 23), st.integers(0, 59), st.sampled_from(ZONES), st.sampled_from(EDGES))
+@given(st.integers(0, 23), st.integers(0, 59), st.sampled_from(EDGES))
 def test_a_time_of_day_comes_once_a_day_or_right_after_the_hour_that_is_skipped(
-    hour: int, minute: int, zone: str, day: datetime
+    hour: int, minute: int, edge: tuple[ZoneInfo, datetime]
 ) -> None:
-    minutes = [day + number * MINUTE for number in range(3 * 24 * 60)]
-    faces = {moment: moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for moment in minutes}
+    zone, change = edge
+    minutes = [change - 2 * DAY + number * MINUTE for number in range(4 * 24 * 60)]
+    faces = {moment: moment.astimezone(zone).replace(tzinfo=None) for moment in minutes}
     dates = sorted({face.date() for face in faces.values()})[1:-1]
     wanted = [datetime(date.year, date.month, date.day, hour, minute) for date in dates]  # noqa: DTZ001
     first = [next(moment for moment in minutes if faces[moment] >= face) for face in wanted]
-    found = Cron(f"{minute} {hour} * * *", ZoneInfo(zone)).latest(day - MINUTE, minutes[-1], 100)
+    found = Cron(f"{minute} {hour} * * *", zone).latest(minutes[0] - MINUTE, minutes[-1], 100)
     assert [moment for moment in found if faces[moment].date() in dates] == first
 
 
