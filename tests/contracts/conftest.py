@@ -18,9 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
 from svc_infra.db.sql import migrate
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.job import Job
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 

@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from svc_infra.db import Outbox
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.job import Job, JobState
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 from tests.contracts.conftest import AnyQueue, Backend, claim, claim_one, kept
 

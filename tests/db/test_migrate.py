@@ -28,7 +28,7 @@ MODELS = [
     "svc_infra.db.models",
     "svc_infra.security.models",
     "svc_infra.idempotency.models",
-    "svc_infra.jobs.backends.models",
+    "svc_infra.jobs.sql.models",
     "svc_infra.jobs.schedules.models",
     "svc_infra.webhooks.models",
 ]

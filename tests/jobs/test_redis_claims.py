@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import redis.asyncio as redis
 
-from svc_infra.jobs.backends.redis import RedisJobQueue, _Terms
 from svc_infra.jobs.job import Job, JobState, Limit
+from svc_infra.jobs.redis.queue import RedisJobQueue, _Terms
 from svc_infra.obs.context import Context, enter, leave
 
 

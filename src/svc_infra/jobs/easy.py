@@ -6,10 +6,10 @@ from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.errors import ConfigurationError
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.backends.redis import RedisJobQueue
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.queue import JobQueue
+from svc_infra.jobs.redis.queue import RedisJobQueue
 from svc_infra.jobs.schedules import Scheduler, ScheduleStore, SqlScheduleStore
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.types import Clock
 
 

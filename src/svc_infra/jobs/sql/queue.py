@@ -15,10 +15,6 @@ import sqlalchemy as sa
 from svc_infra.db import AsyncDatabase, after_commit
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
 from svc_infra.jobs.backends.checked import CheckedQueue
-from svc_infra.jobs.backends.models import JOB_COLUMNS, SCHEDULED, info_of, job_of, state_of, svc_job_queues, svc_jobs
-from svc_infra.jobs.backends.postgres import PostgresJobs
-from svc_infra.jobs.backends.sqlite import SqliteJobs
-from svc_infra.jobs.backends.statements import LIMITS_KEPT_SECONDS, JobStatements, in_state
 from svc_infra.jobs.backends.turns import Lane, micros, rank_of
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
@@ -30,6 +26,10 @@ from svc_infra.jobs.job import (
     Unique,
 )
 from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
+from svc_infra.jobs.sql.models import JOB_COLUMNS, SCHEDULED, info_of, job_of, state_of, svc_job_queues, svc_jobs
+from svc_infra.jobs.sql.postgres import PostgresJobs
+from svc_infra.jobs.sql.sqlite import SqliteJobs
+from svc_infra.jobs.sql.statements import LIMITS_KEPT_SECONDS, JobStatements, in_state
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from sqlalchemy.util import greenlet_spawn
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.errors import translated
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS, lease_ended
-from svc_infra.jobs.backends.models import JOB_COLUMNS, SCHEDULED, info_of, job_of
 from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, micros, queue_key, rank_of, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import FORMAT_VERSION, Job, JobState, NewJob
 from svc_infra.jobs.queue import Beat, QueueInfo
+from svc_infra.jobs.sql.models import JOB_COLUMNS, SCHEDULED, info_of, job_of
 from svc_infra.types import Clock
 
 if TYPE_CHECKING:

@@ -9,9 +9,6 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from hashlib import sha1
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,8 +17,6 @@ from svc_infra._optional import need
 from svc_infra.db import Outbox, OutboxMessage
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, SvcInfraError, UnavailableError
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue
-from svc_infra.jobs.backends.gather import Gatherer
-from svc_infra.jobs.backends.hashes import duration, micros, moment_of, read_job, to_store
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
@@ -32,6 +27,9 @@ from svc_infra.jobs.job import (
     check_name,
 )
 from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
+from svc_infra.jobs.redis.gather import Gatherer
+from svc_infra.jobs.redis.hashes import duration, micros, moment_of, read_job, to_store
+from svc_infra.jobs.redis.scripts import script
 from svc_infra.redis import connect, translating
 from svc_infra.types import Clock, SystemClock
 
@@ -373,20 +371,13 @@ class RedisJobQueue(CheckedQueue):
 
     async def _run(self, name: str, *arguments: str | int | bytes) -> Any:
         """Run one script: by its hash, and again with its text when the server does not know it."""
-        text, digest = _script(name)
+        text, digest = script(name)
         now = "" if self._clock is None else micros(self._clock.now())
         with translating():
             try:
                 return await self._client.evalsha(digest, 1, self._prefix, now, *arguments)
             except need("redis.exceptions").NoScriptError:
                 return await self._client.eval(text, 1, self._prefix, now, *arguments)
-
-
-@cache
-def _script(name: str) -> tuple[str, str]:
-    folder = files("svc_infra.jobs.backends") / "lua"
-    text = "\n".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
-    return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _answers_in_text(client: Any) -> bool:

@@ -15,10 +15,10 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.db.errors import translated
 from svc_infra.errors import UnavailableError
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
-from svc_infra.jobs.backends.models import JOB_COLUMNS, info_of, job_of
 from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, queue_key
 from svc_infra.jobs.job import AGEING_SECONDS, FORMAT_VERSION, Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
+from svc_infra.jobs.sql.models import JOB_COLUMNS, info_of, job_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 
 from svc_infra.db.columns import UtcDateTime
-from svc_infra.jobs.backends.models import JOB_COLUMNS, SCHEDULED, svc_job_limits, svc_job_queues, svc_jobs
 from svc_infra.jobs.backends.turns import micros
 from svc_infra.jobs.job import AGEING_SECONDS, JobState
+from svc_infra.jobs.sql.models import JOB_COLUMNS, SCHEDULED, svc_job_limits, svc_job_queues, svc_jobs
 
 LIMITS_KEPT_SECONDS = 86400.0
 """How long after the last start `purge` forgets a limit key."""

@@ -14,11 +14,11 @@ from sqlalchemy import event
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS
-from svc_infra.jobs.backends.postgres_steps import CHANNEL, PostgresSteps
 from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
+from svc_infra.jobs.sql.postgres_steps import CHANNEL, PostgresSteps
 from svc_infra.obs import metrics
 from svc_infra.types import Clock, SystemClock
 
