@@ -18,9 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
 from svc_infra.db.sql import migrate
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.job import Job
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 
@@ -104,7 +104,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
                 await migrate.upgrade(database)
             else:
                 async with database.session() as session:
-                    await session.execute(text("TRUNCATE svc_jobs, svc_outbox"))
+                    await session.execute(text("TRUNCATE svc_jobs, svc_job_queues, svc_job_limits, svc_outbox"))
 
             def make(clock: Clock | None = None) -> SqlJobQueue:
                 return SqlJobQueue(database, clock=clock)

@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from svc_infra.db import Outbox
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.job import Job, JobState
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 from tests.contracts.conftest import AnyQueue, Backend, claim, claim_one, kept
 
@@ -98,8 +98,9 @@ async def test_a_dead_job_runs_again_with_its_attempts_counted_from_zero(queue: 
 
 async def test_a_job_that_died_with_its_workers_runs_again(queue: AnyQueue, clock: FakeClock) -> None:
     job_id = await queue.enqueue("a", max_attempts=1)
-    await claim_one(queue, lease_seconds=1)
-    clock.advance(1)
+    for _ in range(3):
+        await claim_one(queue, lease_seconds=1)
+        clock.advance(1)
     assert await claim(queue) == []
     await queue.retry(job_id)
     assert (await claim_one(queue)).crashes == 0
@@ -132,8 +133,8 @@ async def test_a_cancelled_job_is_never_given_out(queue: AnyQueue, clock: FakeCl
     assert await claim(queue, limit=5) == []
 
 
-@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
-async def test_only_a_job_that_waits_can_be_cancelled(state: JobState, queue: AnyQueue) -> None:
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED])
+async def test_a_job_that_has_finished_cannot_be_cancelled(state: JobState, queue: AnyQueue) -> None:
     job_id = (await in_every_state(queue))[state]
     with pytest.raises(ConflictError, match=state.value):
         await queue.cancel(job_id)

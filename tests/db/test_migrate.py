@@ -27,10 +27,20 @@ from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 MODELS = [
     "svc_infra.db.models",
     "svc_infra.security.models",
-    "svc_infra.jobs.backends.models",
+    "svc_infra.idempotency.models",
+    "svc_infra.jobs.sql.models",
+    "svc_infra.jobs.schedules.models",
     "svc_infra.webhooks.models",
 ]
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency"]
+CHAIN = [
+    "0001_outbox",
+    "0002_security",
+    "0003_jobs",
+    "0004_webhooks",
+    "0005_idempotency",
+    "0006_jobs",
+    "0008_schedules",
+]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

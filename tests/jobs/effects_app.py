@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from redis.asyncio import Redis
@@ -32,6 +34,20 @@ async def effect_in_redis(number: int, context: JobContext) -> None:
     await context.get(Redis).hincrby(EFFECTS, str(number), 1)
 
 
+@task(name="wait_for_file")
+async def wait_for_file(path: str, session: AsyncSession) -> None:
+    """Add a row once there is a file, in one transaction with the end of the job."""
+    while not await asyncio.to_thread(Path(path).exists):
+        await asyncio.sleep(0.01)
+    await session.execute(text("INSERT INTO effects (number) VALUES (1)"))
+
+
+@task(name="leave")
+async def leave() -> None:
+    """Take the worker's process along."""
+    os._exit(9)
+
+
 @task(name="hang")
 async def hang() -> None:
     """Run until cancelled."""
@@ -45,7 +61,7 @@ def make() -> FastAPI:
     url = wiring.settings.redis.url
     if url is None:
         add_db(app)
-        add_jobs(app, tasks=[effect_in_sql, hang])
+        add_jobs(app, tasks=[effect_in_sql, wait_for_file, hang, leave])
         return app
 
     @asynccontextmanager

@@ -15,7 +15,7 @@ from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.add import add_db
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs import InMemoryJobQueue, JobQueue, JobState, JobStore, RedisJobQueue, SqlJobQueue, every, task
+from svc_infra.jobs import InMemoryJobQueue, Job, JobQueue, JobState, JobStore, RedisJobQueue, SqlJobQueue, every, task
 from svc_infra.jobs.add import add_jobs, contribute_tasks, plan_of, purge_finished
 from svc_infra.jobs.http import JobQueueDep, JobStoreDep
 from svc_infra.testing import FakeClock
@@ -250,3 +250,38 @@ async def test_finished_jobs_are_purged_when_their_retention_is_over() -> None:
             return await queue.get(job_id) is None
 
         await until(purged)
+
+
+async def test_readiness_asks_the_worker_whether_it_gets_what_is_due() -> None:
+    class Stuck(InMemoryJobQueue):
+        async def reserve(self, **terms: Any) -> list[Job]:
+            return []
+
+    clock = FakeClock()
+    queue = Stuck(clock=clock)
+    app = made(jobs={"driver": "memory", "poll_interval_seconds": 0.01, "stall_seconds": 0.05, "drain_seconds": 0.5})
+    add_jobs(app, tasks=[hello], queue=queue, scheduler=False)
+    check = wiring_of(app).parts["worker"].check
+    assert check is not None
+    async with started(app):
+        await hello.enqueue()
+        await check()
+        clock.advance(60)
+
+        async def refused() -> bool:
+            try:
+                await check()
+            except UnavailableError as error:
+                return "has got none" in error.detail
+            return False
+
+        await until(refused)
+
+
+async def test_the_worker_of_an_app_serves_the_queues_that_its_tasks_name() -> None:
+    mail = task(name="mail", queue="mail")(hello.function)
+    app = made()
+    add_jobs(app, tasks=[mail, hello], scheduler=False)
+    async with started(app):
+        for one in (mail, hello):
+            assert (await until_state(store_of(app), await one.enqueue())).state is JobState.SUCCEEDED

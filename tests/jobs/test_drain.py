@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, Worker, task, worker
+from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, Worker, task
+from svc_infra.jobs.workers import worker
 from tests.jobs.working import UnreliableQueue, until, until_state, working
 
 
@@ -72,6 +73,22 @@ async def test_what_does_not_finish_in_time_is_cancelled_and_handed_back_unspent
     job = await queue.get(job_id)
     assert job is not None
     assert (job.state, job.attempts, job.token, job.last_error) == (JobState.READY, 0, None, None)
+
+
+async def test_jobs_at_hand_that_have_not_begun_are_handed_back_with_the_stop(queue: InMemoryJobQueue) -> None:
+    gate = Gate()
+    ids = await gate.task.options(on=queue).enqueue_many([{}] * 5)
+    one = Worker(queue, [gate.task], concurrency=1, prefetch=3, drain_seconds=60)
+    running = asyncio.create_task(one.run())
+    await until_state(queue, ids[3], JobState.RUNNING)
+    assert (await queue.stats()).counts[JobState.RUNNING] == 4  # one that runs, and three at hand
+    one.stop()
+    for job_id in ids[1:]:
+        assert (await until_state(queue, job_id, JobState.READY)).attempts == 0
+    assert not running.done()
+    gate.open.set()
+    await running
+    assert (await until_state(queue, ids[0])).state is JobState.SUCCEEDED
 
 
 async def test_stopping_at_once_does_not_wait_for_the_drain(queue: InMemoryJobQueue) -> None:

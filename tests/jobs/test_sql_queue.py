@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, CursorResult, event, text
+from sqlalchemy import Connection, CursorResult, text
 
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
-from svc_infra.jobs.backends.sql import SqlJobQueue
-from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState
+from svc_infra.jobs.queue import Completion
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 
 
@@ -62,19 +63,22 @@ async def many_jobs(db: AsyncDatabase) -> None:
 
 async def test_sqlite_finds_jobs_by_index_alone(sqlite_db: AsyncDatabase) -> None:
     await many_jobs(sqlite_db)
-    sent: list[tuple[str, Any]] = []
-
-    @event.listens_for(sqlite_db.engine.sync_engine, "before_cursor_execute")
-    def remember(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        sent.append((statement, parameters))
-
-    assert len(await SqlJobQueue(sqlite_db).reserve(worker_id="w", queues=["q0", "q1"], limit=5)) == 5
-    ((claim, parameters),) = sent
+    queue = SqlJobQueue(sqlite_db)
+    sent: list[str] = []
     async with sqlite_db.session() as session:
-        plan = await (await session.connection()).exec_driver_sql(f"EXPLAIN QUERY PLAN {claim}", parameters)
-        steps = [row.detail for row in plan]
-    assert [step for step in steps if step.startswith("SCAN svc_jobs")] == []
-    assert len([step for step in steps if "ix_svc_jobs_ready (queue=?" in step]) == 2
+        pooled = await (await session.connection()).get_raw_connection()
+        driver: Any = pooled.driver_connection
+        await driver.set_trace_callback(sent.append)
+    jobs = await queue.reserve(worker_id="w", queues=["q0", "q1"], limit=5)
+    assert len(jobs) == 5
+    await queue.heartbeat(jobs)
+    assert await queue.ack_many([Completion(job) for job in jobs]) == set()
+    statements = [one for one in sent if one.split()[0] in ("SELECT", "UPDATE") and "svc_jobs" in one]
+    async with sqlite_db.session() as session:
+        for one in statements:
+            plan = await (await session.connection()).exec_driver_sql(f"EXPLAIN QUERY PLAN {one}")
+            assert [row.detail for row in plan if row.detail.startswith("SCAN svc_jobs")] == [], one
+    assert len(statements) > 10
 
 
 async def test_postgres_never_reads_the_whole_table_to_work(postgres_url: str, postgres_db: AsyncDatabase) -> None:
@@ -113,6 +117,18 @@ async def test_a_damaged_job_goes_to_the_dead_letter_and_keeps_nobody_up(db: Asy
     assert dead.keys() == {"cut", "list", "context"}
     assert dead["cut"].payload == {UNREADABLE: '{"n": '}
     assert "no JSON object" in str(dead["list"].last_error)
+
+
+async def test_a_job_of_a_newer_format_is_left_to_newer_workers(db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(db, clock=FakeClock())
+    await queue.enqueue("a", job_id="new")
+    await queue.enqueue("a", job_id="known")
+    await execute(db, "UPDATE svc_jobs SET version = 2 WHERE id = 'new'")
+    assert [job.id for job in await queue.reserve(worker_id="w", limit=9)] == ["known"]
+    left = await queue.get("new")
+    assert left is not None
+    assert (left.state, left.attempts, left.crashes, left.version) == (JobState.READY, 0, 0, 2)
+    assert left.available_at - left.created_at == timedelta(seconds=30)
 
 
 async def test_a_session_of_another_database_is_refused(db: AsyncDatabase, tmp_path: Path) -> None:
@@ -216,7 +232,7 @@ async def test_workers_on_many_connections_lose_and_double_nothing(
 ) -> None:
     total, chance = 300, random.Random(7)
     databases = [AsyncDatabase(postgres_url, pool_size=2) for _ in range(6)]
-    queues = [SqlJobQueue(db) for db in databases]
+    queues = [SqlJobQueue(db, max_crashes=1000) for db in databases]
     finished: Counter[str] = Counter()
 
     async def produce(queue: SqlJobQueue, numbers: range) -> None:
@@ -225,7 +241,7 @@ async def test_workers_on_many_connections_lose_and_double_nothing(
 
     async def work(queue: SqlJobQueue, name: str) -> None:
         while finished.total() < total:
-            for job in await queue.reserve(worker_id=name, limit=4, lease_seconds=0.3):
+            for job in await queue.reserve(worker_id=name, limit=4, lease_seconds=4.0):
                 outcome = chance.random()
                 if outcome < 0.1:
                     continue  # as if this worker had died: the lease ends
@@ -247,6 +263,81 @@ async def test_workers_on_many_connections_lose_and_double_nothing(
     assert (await queues[0].stats()).counts[JobState.SUCCEEDED] == total
     for db in databases:
         await db.dispose()
+
+
+async def listening(queue: SqlJobQueue) -> asyncio.Task[None]:
+    """A task that waits for a notice, once PostgreSQL would send one."""
+    assert await queue.reserve(worker_id="w") == []
+    waiting = asyncio.create_task(queue.wait(30))
+    async with asyncio.timeout(30):
+        while not await execute(queue._db, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"):
+            await asyncio.sleep(0.01)
+    return waiting
+
+
+async def test_a_worker_of_another_process_hears_of_a_job_at_once(
+    postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
+    other = AsyncDatabase(postgres_url)
+    worker = SqlJobQueue(postgres_db)
+    waiting = await listening(worker)
+    await SqlJobQueue(other).enqueue("a")
+    await asyncio.wait_for(waiting, 25)
+    assert len(await worker.reserve(worker_id="w")) == 1
+    await other.dispose()
+
+
+async def test_a_worker_that_lost_its_ear_looks_and_listens_again(
+    postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
+    worker, other = SqlJobQueue(postgres_db), AsyncDatabase(postgres_url)
+    waiting = await listening(worker)
+    await execute(other, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    await asyncio.wait_for(waiting, 25)
+    worker._jobs._listen_not_before = 0.0  # type: ignore[union-attr]
+    waiting = await listening(worker)
+    await SqlJobQueue(other).enqueue("a", delay_seconds=0.05)
+    await asyncio.wait_for(waiting, 25)
+    async with asyncio.timeout(25):
+        while not await worker.reserve(worker_id="w"):
+            await worker.wait(30)
+    await other.dispose()
+
+
+async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_open(
+    postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
+    db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
+    queue = SqlJobQueue(db)
+
+    async def index_entries_read() -> int:
+        await execute(db, "SELECT pg_stat_force_next_flush()")
+        found = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'ix_svc_jobs_ready'"
+        return int((await execute(db, found))[0][0])
+
+    await queue.enqueue_many([JobRequest(name="a") for _ in range(2000)])
+    await queue.reserve(worker_id="w", limit=1)
+    queue._jobs._look_at = float("inf")  # type: ignore[union-attr]  # a look passes them all, beside the claims
+    async with postgres_db.session() as old:
+        await old.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        await old.execute(text("SELECT count(*) FROM svc_jobs"))
+        for _ in range(19):
+            await queue.ack_many([Completion(job) for job in await queue.reserve(worker_id="w", limit=100)])
+        before = await index_entries_read()
+        assert len(await queue.reserve(worker_id="w", limit=50)) == 50
+        assert await index_entries_read() - before < 200
+    await db.dispose()
+
+
+async def test_a_job_below_what_is_known_is_found_by_the_next_look(postgres_db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(postgres_db)
+    await queue.enqueue_many([JobRequest(name="a") for _ in range(20)])
+    await queue.reserve(worker_id="w", limit=5)
+    await SqlJobQueue(postgres_db).enqueue("urgent", priority=9)  # whose notice nobody hears
+    async with asyncio.timeout(10):
+        while "urgent" not in [job.name for job in await queue.reserve(worker_id="w", limit=1)]:
+            await queue.enqueue("a")
+            await asyncio.sleep(0.02)
 
 
 async def test_what_the_driver_raises_is_translated(tmp_path: Path) -> None:

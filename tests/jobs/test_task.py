@@ -1,6 +1,7 @@
 """Tasks: what they accept, what their jobs carry, and where they go."""
 
 import inspect
+import logging
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
@@ -15,8 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import ConfigurationError, ValidationError
-from svc_infra.jobs import InMemoryJobQueue, JobContext, JobQueue, Task, task
+from svc_infra.jobs import InMemoryJobQueue, JobContext, JobQueue, Limit, Task, Unique, Worker, task
+from svc_infra.jobs.job import check_name
 from svc_infra.jobs.task import by_name
+from svc_infra.obs.logging import EventLogger, logger
+from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring
 
 WHEN = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -206,10 +210,99 @@ async def test_a_job_stored_in_a_unit_of_work_is_gone_with_its_rollback(sqlite_u
     await db.dispose()
 
 
+async def test_many_jobs_are_stored_at_once_or_not_at_all() -> None:
+    queue = InMemoryJobQueue()
+    call = send.options(on=queue, priority=7)
+    ids = await call.enqueue_many({"to": f"customer-{number}"} for number in range(3))
+    jobs = [await queue.get(job_id) for job_id in ids]
+    assert [(job.payload, job.priority, job.queue) for job in jobs if job is not None] == [
+        ({"to": f"customer-{number}"}, 7, "mail") for number in range(3)
+    ]
+    with pytest.raises(ValidationError, match="to: Input should be"):
+        await call.enqueue_many([{"to": "x"}, {"to": 7}])
+    with pytest.raises(ConfigurationError, match="many jobs cannot have one"):
+        await send.options(on=queue, job_id="one").enqueue_many([{"to": "x"}, {"to": "y"}])
+    assert len(await queue.list()) == 3
+
+
+async def test_a_job_can_be_put_off_until_a_time() -> None:
+    clock = FakeClock(WHEN)
+    queue = InMemoryJobQueue(clock=clock)
+    tomorrow = WHEN + timedelta(days=1)
+    job = await queue.get(await nothing.options(on=queue, at=tomorrow).enqueue())
+    assert job is not None
+    assert job.available_at == tomorrow
+
+
+@task(unique=Unique("bill:{customer}:{month}"), limit=Limit("customer:{customer}", concurrency=1))
+async def bill(customer: str, month: int = 1) -> None: ...
+
+
+async def test_a_tasks_unique_key_and_limit_are_those_of_the_arguments() -> None:
+    queue = InMemoryJobQueue()
+    first = await bill.options(on=queue).enqueue(customer="acme")
+    assert await bill.options(on=queue).enqueue(customer="acme", month=1) == first
+    others = [await bill.options(on=queue).enqueue(customer=name, month=2) for name in ("acme", "b c/d{}")]
+    assert len({first, *others}) == 3
+    odd = await queue.get(others[1])
+    assert odd is not None
+    assert (odd.unique_key, odd.limit_key) == ("bill:b%20c/d%7B%7D:2", "customer:b%20c/d%7B%7D")
+    assert len(await queue.reserve(worker_id="w", limit=10)) == 2  # one for each customer
+
+
+async def test_a_call_may_have_a_unique_key_and_a_limit_of_its_own() -> None:
+    queue = InMemoryJobQueue()
+    call = bill.options(on=queue, unique_key="mine", limit=Limit("{as it is}".replace(" ", "-"), rate=5))
+    job = await queue.get(await call.enqueue(customer="acme"))
+    assert job is not None
+    assert (job.unique_key, job.limit_key) == ("mine", "{as-it-is}")
+
+
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_different_arguments_make_different_keys_of_a_legal_length(one: str, other: str) -> None:
+    keys = [bill.arguments.key("bill:{customer}", {"customer": name}) for name in (one, other)]
+    assert all(check_name("key", key) for key in keys)
+    assert (keys[0] == keys[1]) is (one == other)
+
+
+@pytest.mark.parametrize(
+    "key", ["x:{nobody}", "x:{customer.name}", "x:{customer!r}", "x:{customer:>10}", "x:{", "x:{}"]
+)
+def test_a_key_that_names_no_argument_is_refused(key: str) -> None:
+    broken = task(name="broken", limit=Limit(key, concurrency=1))(bill.function)
+    with pytest.raises(ConfigurationError, match="Task broken: the key"):
+        by_name([broken])
+
+
+class Mailer:
+    """Something that an app provides, and JSON cannot express."""
+
+
+@task
+async def mail(to: str, mailer: Mailer, log: logging.Logger, events: EventLogger) -> None: ...
+
+
+def test_what_json_cannot_express_is_given_by_the_app_and_is_no_argument(wiring: Wiring) -> None:
+    mailer = Mailer()
+    wiring.provide(Mailer, mailer)
+    assert mail.arguments.encode({"to": "x"}) == {"to": "x"}
+    arguments: dict[str, Any] = {}
+    mail.arguments.inject(arguments, JobContext(job=None, wiring=wiring), None)  # type: ignore[arg-type]
+    assert arguments == {"mailer": mailer, "log": logging.getLogger(__name__), "events": logger}
+
+
+def test_a_worker_whose_app_does_not_provide_it_says_so_at_the_start(wiring: Wiring) -> None:
+    with pytest.raises(ConfigurationError, match="cannot carry its 'mailer', and the app provides no Mailer"):
+        Worker(InMemoryJobQueue(), [mail], wiring=wiring)
+    with pytest.raises(ConfigurationError, match="takes Mailer: give the worker the app's wiring"):
+        Worker(InMemoryJobQueue(), [mail])
+
+
 def _variadic(*values: int) -> None: ...
 def _positional(value: int, /) -> None: ...
 def _unknown_hint(value: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
-def _arbitrary(value: InMemoryJobQueue) -> None: ...
+def _arbitrary(value: InMemoryJobQueue | None) -> None: ...
+def _wants_its_context(context: JobContext) -> None: ...
 def _session_in_a_thread(session: AsyncSession) -> None: ...
 
 
@@ -227,6 +320,18 @@ def test_a_function_that_cannot_be_a_task_is_refused_by_name(function: object, r
     unusable: Task[..., Any] = Task(function, "broken")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=f"Task broken: .*{reason}"):
         by_name([unusable])
+
+
+def test_a_process_runs_only_what_it_can_find_and_gives_it_nothing() -> None:
+    with pytest.raises(ConfigurationError, match="a process runs a plain function"):
+        task(cpu=True)(send.function)
+
+    def local() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="a process runs a plain function"):
+        task(cpu=True)(local)
+    with pytest.raises(ConfigurationError, match="nothing can be injected"):
+        by_name([task(name="broken", cpu=True)(_wants_its_context)])
 
 
 def test_a_generator_is_no_task() -> None:

@@ -1,6 +1,7 @@
 """The worker: what handlers are given, how attempts end, and what it survives."""
 
 import asyncio
+import logging
 import threading
 from typing import Any
 
@@ -9,14 +10,14 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.config import Settings
-from svc_infra.errors import ConfigurationError, ValidationError
-from svc_infra.jobs import Cancel, InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Retry, Worker, task
+from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
+from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Worker, task
 from svc_infra.jobs.task import Task
 from svc_infra.obs import context
 from svc_infra.obs.metrics import Metrics
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring, current_wiring
-from tests.jobs.working import START, measured, until, until_state, working
+from tests.jobs.working import START, UnreliableQueue, measured, until, until_state, working
 
 
 @pytest.fixture
@@ -137,160 +138,6 @@ async def test_arguments_are_validated_again_before_they_run(queue: InMemoryJobQ
     assert str(job.last_error).startswith("ValidationError: test_worker.double: number: Input should be a valid int")
 
 
-async def test_a_failure_is_tried_again_after_its_backoff_and_then_counts_for_nothing() -> None:
-    clock = FakeClock(START)
-    queue = InMemoryJobQueue(clock=clock)
-
-    @task(backoff_seconds=10)
-    async def flaky(mine: JobContext) -> int:
-        if mine.attempt == 1:
-            raise ValueError("not yet")
-        return mine.attempt
-
-    job_id = await flaky.options(on=queue).enqueue()
-    async with working(queue, flaky):
-        waiting = await until_state(queue, job_id, JobState.READY)
-        await until(lambda: had_failed(queue, job_id))
-        clock.advance(10)
-        job = await until_state(queue, job_id)
-    assert waiting.id == job_id
-    assert (job.state, job.result, job.attempts) == (JobState.SUCCEEDED, 2, 2)
-
-
-async def had_failed(queue: InMemoryJobQueue, job_id: str) -> bool:
-    job = await queue.get(job_id)
-    return job is not None and job.last_error is not None
-
-
-async def test_a_job_out_of_attempts_is_dead_and_tells_what_was_raised_and_where(queue: InMemoryJobQueue) -> None:
-    @task
-    async def broken() -> None:
-        raise ValueError("no such thing")
-
-    job = await finished(queue, broken)
-    assert job.state is JobState.DEAD
-    first, *frames = str(job.last_error).splitlines()
-    assert first == "ValueError: no such thing"
-    assert len(frames) == 1
-    assert "at broken (" in frames[0]
-    assert "test_worker.py:" in frames[0]
-
-
-async def test_retry_chooses_the_time_of_the_next_attempt() -> None:
-    clock = FakeClock(START)
-    queue = InMemoryJobQueue(clock=clock)
-
-    @task
-    async def later() -> None:
-        raise Retry("the other side is busy", after_seconds=1234)
-
-    job_id = await later.options(on=queue).enqueue()
-    async with working(queue, later):
-        await until(lambda: had_failed(queue, job_id))
-    job = await queue.get(job_id)
-    assert job is not None
-    assert (job.state, job.attempts, job.last_error) == (JobState.READY, 1, "Retry: the other side is busy")
-    assert (job.available_at - START).total_seconds() == 1234
-
-
-async def test_cancel_ends_a_job_without_an_error(queue: InMemoryJobQueue) -> None:
-    @task
-    async def pointless() -> None:
-        raise Cancel("the user is gone")
-
-    job = await finished(queue, pointless)
-    assert (job.state, job.last_error) == (JobState.CANCELLED, None)
-
-
-async def test_a_policy_decides_by_the_error(queue: InMemoryJobQueue) -> None:
-    @task(retry=lambda error, attempt: 0.0 if isinstance(error, ConnectionError) and attempt < 3 else None)
-    async def picky(mine: JobContext) -> None:
-        raise ConnectionError if mine.attempt == 1 else ValueError("hopeless")
-
-    job_id = await picky.options(on=queue, max_attempts=10).enqueue()
-    async with working(queue, picky):
-        job = await until_state(queue, job_id)
-    assert (job.state, job.attempts) == (JobState.DEAD, 2)
-
-
-@pytest.mark.parametrize(
-    "raised", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), BaseException("odd"), StopIteration()]
-)
-@pytest.mark.parametrize("in_thread", [False, True])
-async def test_whatever_a_handler_raises_only_fails_its_own_job(
-    queue: InMemoryJobQueue, raised: BaseException, in_thread: bool
-) -> None:
-    @task(name="broken")
-    async def broken() -> None:
-        raise raised
-
-    @task(name="broken")
-    def broken_in_thread() -> None:
-        raise raised
-
-    one = broken_in_thread if in_thread else broken
-    bad = await one.options(on=queue, max_attempts=1).enqueue()
-    async with working(queue, one, double, concurrency=1):
-        job = await until_state(queue, bad)
-        good = await until_state(queue, await double.options(on=queue).enqueue(number=1))
-    assert job.state is JobState.DEAD
-    kind = RuntimeError if isinstance(raised, StopIteration) else type(raised)  # as Python itself turns it into
-    assert str(job.last_error).startswith(f"{kind.__name__}: ")
-    assert good.state is JobState.SUCCEEDED
-
-
-@pytest.mark.parametrize("result", [object(), {1, object()}, "x" * (1024 * 1024)], ids=["object", "set", "large"])
-async def test_a_result_that_cannot_be_stored_fails_the_job(queue: InMemoryJobQueue, result: object) -> None:
-    @task
-    async def give() -> object:
-        return result
-
-    job = await finished(queue, give)
-    assert job.state is JobState.DEAD
-    assert str(job.last_error).startswith("ValidationError: ")
-
-
-@pytest.mark.parametrize("by_job", [True, False])
-async def test_an_attempt_that_takes_too_long_is_cancelled_and_fails(queue: InMemoryJobQueue, by_job: bool) -> None:
-    cleaned_up = asyncio.Event()
-
-    @task(timeout_seconds=0.05 if by_job else None)
-    async def hang() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cleaned_up.set()
-
-    job_id = await hang.options(on=queue, max_attempts=1).enqueue()
-    async with working(queue, hang, default_timeout_seconds=None if by_job else 0.05):
-        job = await until_state(queue, job_id)
-    assert cleaned_up.is_set()
-    assert job.state is JobState.DEAD
-    assert str(job.last_error).startswith("DeadlineExceededError: ")
-    assert "at hang (" in str(job.last_error)
-
-
-async def test_a_function_in_a_thread_that_takes_too_long_fails_and_keeps_its_slot(queue: InMemoryJobQueue) -> None:
-    go_on = threading.Event()
-
-    @task(timeout_seconds=0.05)
-    def hang(mine: JobContext) -> None:
-        go_on.wait(10)
-        assert mine.cancelled
-
-    @task
-    async def follow() -> bool:
-        return go_on.is_set()
-
-    late = await hang.options(on=queue, max_attempts=1).enqueue()
-    async with working(queue, hang, follow, concurrency=1):
-        job = await until_state(queue, late)
-        assert str(job.last_error).startswith("DeadlineExceededError: ")
-        next_id = await follow.options(on=queue).enqueue()
-        asyncio.get_running_loop().call_later(0.1, go_on.set)
-        assert (await until_state(queue, next_id)).result is True
-
-
 async def test_progress_is_kept_while_a_job_runs_and_when_it_ends(queue: InMemoryJobQueue) -> None:
     go_on = asyncio.Event()
 
@@ -356,3 +203,102 @@ async def test_a_worker_serves_only_its_queues(queue: InMemoryJobQueue) -> None:
     async with working(queue, double, queues=["mail"], concurrency=5000):
         await until_state(queue, mail)
     assert (await until_state(queue, other, JobState.READY)).attempts == 0
+
+
+async def test_jobs_at_hand_follow_at_once_and_are_claimed_many_at_a_time() -> None:
+    queue = UnreliableQueue()
+    ids = await double.options(on=queue).enqueue_many({"number": number} for number in range(100))
+    async with working(queue, double, concurrency=1, prefetch=50):
+        results = [(await until_state(queue, job_id)).result for job_id in ids]
+    assert results == [{"doubled": 2 * number} for number in range(100)]
+    assert queue.calls.count("reserve") <= 6
+
+
+async def test_a_job_that_is_lost_while_it_is_at_hand_never_begins(wiring: Wiring) -> None:
+    clock = FakeClock(START)
+    queue = InMemoryJobQueue(clock=clock)
+    go_on, began = asyncio.Event(), 0
+
+    @task
+    async def gated() -> None:
+        nonlocal began
+        began += 1
+        await go_on.wait()
+
+    ids = await gated.options(on=queue).enqueue_many([{}] * 2)
+    async with working(queue, gated, concurrency=1, prefetch=1, lease_seconds=0.15, wiring=wiring):
+        await until_state(queue, ids[1], JobState.RUNNING)
+        clock.advance(60)
+        taken = await queue.reserve(worker_id="other", limit=2)
+        assert len(taken) == 2
+        await until(lambda: measured(wiring, "jobs_stale_total") == 2)
+    assert began == 1
+
+
+class Stuck(InMemoryJobQueue):
+    """Gives nothing out, as a queue with a hidden fault would."""
+
+    async def reserve(self, **terms: Any) -> list[Job]:
+        return []
+
+
+async def test_a_worker_that_gets_none_of_the_due_jobs_is_not_alive() -> None:
+    clock = FakeClock(START)
+    queue = Stuck(clock=clock)
+    async with working(queue, double, stall_seconds=0.05) as worker:
+        await worker.check()
+        await double.options(on=queue, queue="other").enqueue(number=1)
+        await double.options(on=queue, delay_seconds=3600).enqueue(number=1)
+        clock.advance(60)
+        for _ in range(40):
+            await worker.check()  # nothing is due for this worker
+            await asyncio.sleep(0.002)
+        await double.options(on=queue).enqueue(number=1)
+        clock.advance(60)
+        with pytest.raises(UnavailableError, match="has got none for"):
+            await worker.check()
+        await queue.pause("default")
+        await worker.check()
+
+
+async def test_a_worker_without_room_is_alive() -> None:
+    clock = FakeClock(START)
+    queue = InMemoryJobQueue(clock=clock)
+    go_on = asyncio.Event()
+
+    @task
+    async def gated() -> None:
+        await go_on.wait()
+
+    ids = await gated.options(on=queue).enqueue_many([{}] * 2)
+    async with working(queue, gated, concurrency=1, stall_seconds=0.01, lease_seconds=3600) as worker:
+        await until_state(queue, ids[0], JobState.RUNNING)
+        clock.advance(60)
+        await asyncio.sleep(0.05)
+        await worker.check()
+        go_on.set()
+        await until_state(queue, ids[1])
+
+
+class Mailer:
+    """Something that an app provides."""
+
+
+async def test_a_handler_is_given_what_the_app_provides(queue: InMemoryJobQueue, wiring: Wiring) -> None:
+    seen: list[object] = []
+
+    @task
+    async def mail(to: str, mailer: Mailer, log: logging.Logger) -> None:
+        seen.extend([to, mailer, log.name])
+
+    @task
+    def mail_in_a_thread(mailer: Mailer) -> None:
+        seen.append(mailer)
+
+    mailer = Mailer()
+    wiring.provide(Mailer, mailer)
+    ids = [await mail.options(on=queue).enqueue(to="x"), await mail_in_a_thread.options(on=queue).enqueue()]
+    async with working(queue, mail, mail_in_a_thread, wiring=wiring, concurrency=1):
+        for job_id in ids:
+            assert (await until_state(queue, job_id)).state is JobState.SUCCEEDED
+    assert seen == ["x", mailer, __name__, mailer]

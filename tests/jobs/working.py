@@ -10,7 +10,7 @@ from typing import Any
 
 from svc_infra.errors import UnavailableError
 from svc_infra.jobs import InMemoryJobQueue, Job, JobQueue, JobState, JobStore, Task, Worker
-from svc_infra.jobs.queue import Beat
+from svc_infra.jobs.queue import Beat, Completion
 from svc_infra.obs.metrics import Metrics
 from svc_infra.wiring import Wiring
 
@@ -38,9 +38,9 @@ class UnreliableQueue(InMemoryJobQueue):
         self._answer("heartbeat")
         return await super().heartbeat(jobs, lease_seconds=lease_seconds)
 
-    async def ack(self, job: Job, **outcome: Any) -> None:
+    async def ack_many(self, completions: Sequence[Completion]) -> set[str]:
         self._answer("ack")
-        await super().ack(job, **outcome)
+        return await super().ack_many(completions)
 
     async def wait(self, timeout_seconds: float) -> None:
         self._answer("wait")
@@ -70,7 +70,7 @@ async def until(fact: Callable[[], bool | Awaitable[bool]], *, seconds: float = 
             await asyncio.sleep(0.002)
 
 
-async def until_state(store: JobStore, job_id: str, *states: JobState) -> Job:
+async def until_state(store: JobStore, job_id: str, *states: JobState, seconds: float = 10.0) -> Job:
     """Wait until a job is in one of these states; by default a terminal one."""
     wanted = states or (JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED)
     found: list[Job] = []
@@ -80,7 +80,7 @@ async def until_state(store: JobStore, job_id: str, *states: JobState) -> Job:
         found[:] = [job] if job is not None and job.state in wanted else []
         return bool(found)
 
-    await until(reached)
+    await until(reached, seconds=seconds)
     return found[0]
 
 

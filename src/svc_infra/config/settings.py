@@ -18,6 +18,7 @@ from svc_infra.errors import ConfigurationError
 
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 def _split(value: object) -> object:
@@ -234,6 +235,8 @@ class JobsSettings(Section):
     timeout_seconds: PositiveSeconds | None = None
     drain_seconds: PositiveSeconds = 20.0
     retention_seconds: PositiveSeconds = 7 * 86400.0
+    prefetch: NonNegativeInt = Field(0, description="Jobs that a worker claims beyond those that it runs.")
+    stall_seconds: PositiveSeconds = Field(60.0, description="When a worker that gets no due job counts as broken.")
 
 
 class AuthSettings(Section):

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC, RedisJobQueue
-from svc_infra.jobs.easy import driver, queue_of
+from svc_infra.jobs.context import JobContext
+from svc_infra.jobs.easy import driver, queue_of, schedule_store
 from svc_infra.jobs.queue import JobQueue, JobStore
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.schedules.schedule import Schedule, every
-from svc_infra.jobs.schedules.scheduler import CATCH_UP_SECONDS, Scheduler
-from svc_infra.jobs.task import JobContext, Task, by_name, task
-from svc_infra.jobs.worker import Worker
+from svc_infra.jobs.schedules.scheduler import Scheduler
+from svc_infra.jobs.schedules.schedules import CATCH_UP_SECONDS, Schedules
+from svc_infra.jobs.task import Task, by_name, task
+from svc_infra.jobs.workers import Worker
 from svc_infra.types import Clock
 from svc_infra.wiring import Part, Phase, Wiring, wiring_of
 
@@ -77,7 +79,8 @@ def add_jobs(
         tasks: What the worker can run. The tasks of the schedules are among them.
         schedules: What runs when.
         queue: Instead of the one that `JOBS_DRIVER` asks for; whoever made it closes it.
-        worker: Run jobs in this process. Otherwise `svc-infra jobs run` does, in another.
+        worker: Run jobs in this process, of the queue "default" and those that the tasks name. Otherwise
+            `svc-infra jobs run` does, in another.
         scheduler: Store the jobs of the schedules from this process; any number of processes may.
 
     Raises:
@@ -117,9 +120,16 @@ def plan_of(wiring: Wiring) -> JobsPlan:
     return wiring.get(JobsPlan)
 
 
-def worker_of(wiring: Wiring, *, queues: Sequence[str] = ("default",), concurrency: int | None = None) -> Worker:
-    """A worker for the tasks of a started app; `concurrency` is `JOBS_CONCURRENCY` when left out."""
+def worker_of(wiring: Wiring, *, queues: Sequence[str] | None = None, concurrency: int | None = None) -> Worker:
+    """A worker for the tasks of a started app.
+
+    Args:
+        queues: Those to serve; "default" and the queues of the tasks when left out.
+        concurrency: `JOBS_CONCURRENCY` when left out.
+    """
     jobs = wiring.settings.jobs
+    if queues is None:
+        queues = sorted({"default", *(one.queue for one in plan_of(wiring).tasks.values())})
     return Worker(
         wiring.get(JobQueue),
         plan_of(wiring).tasks.values(),
@@ -130,6 +140,8 @@ def worker_of(wiring: Wiring, *, queues: Sequence[str] = ("default",), concurren
         poll_interval_seconds=jobs.poll_interval_seconds,
         drain_seconds=jobs.drain_seconds,
         default_timeout_seconds=jobs.timeout_seconds,
+        prefetch=jobs.prefetch,
+        stall_seconds=jobs.stall_seconds,
     )
 
 
@@ -149,11 +161,15 @@ async def purge_finished(older_than_seconds: float, context: JobContext) -> int:
 @asynccontextmanager
 async def _queueing(wiring: Wiring, plan: JobsPlan) -> AsyncIterator[None]:
     queue = plan.queue
+    db, outbox, clock = _given(wiring, AsyncDatabase), _given(wiring, Outbox), _given(wiring, Clock)
     if queue is None:
-        db, outbox, clock = _given(wiring, AsyncDatabase), _given(wiring, Outbox), _given(wiring, Clock)
         queue = queue_of(wiring.settings, db=db, outbox=outbox, clock=clock)
     wiring.provide(JobQueue, queue)
     wiring.provide(JobStore, cast(JobStore, queue))  # every backend is both
+    store = schedule_store(queue, db=db, clock=clock)
+    scheduler = Scheduler(queue, plan.schedules.values(), tasks=plan.tasks.values(), store=store, clock=clock)
+    wiring.provide(Scheduler, scheduler)
+    wiring.provide(Schedules, scheduler.schedules)
     _relay_outbox(wiring, plan)
     try:
         yield
@@ -184,6 +200,7 @@ class _Runners:
     def __init__(self, wiring: Wiring, plan: JobsPlan) -> None:
         self._wiring = wiring
         self._plan = plan
+        self._runners: list[Worker | Scheduler] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -192,7 +209,8 @@ class _Runners:
         wiring, plan = self._wiring, self._plan
         runners: list[Worker | Scheduler] = [worker_of(wiring)] if plan.worker else []
         if plan.scheduler:
-            runners.append(Scheduler(wiring.get(JobQueue), plan.schedules.values(), clock=_given(wiring, Clock)))
+            runners.append(wiring.get(Scheduler))
+        self._runners = runners
         with wiring.active():
             self._tasks = [asyncio.create_task(one.run()) for one in runners]
         try:
@@ -209,9 +227,12 @@ class _Runners:
                     _log.error("jobs.runner_failed", exc_info=ended)
 
     async def check(self) -> None:
-        """Refuse when one of them has ended by itself."""
+        """Refuse when one of them has ended by itself, or gets nothing of what is due."""
         if any(one.done() for one in self._tasks):
             raise UnavailableError("The worker or the scheduler has stopped.")
+        for one in self._runners:
+            if isinstance(one, Worker):
+                await one.check()
 
 
 def _given(wiring: Wiring, kind: type[T]) -> T | None:

@@ -6,10 +6,10 @@ from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.errors import ConfigurationError
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.backends.redis import RedisJobQueue
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.queue import JobQueue
-from svc_infra.jobs.schedules import Scheduler
+from svc_infra.jobs.redis.queue import RedisJobQueue
+from svc_infra.jobs.schedules import Scheduler, ScheduleStore, SqlScheduleStore
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.types import Clock
 
 
@@ -31,7 +31,7 @@ def easy_jobs(settings: Settings | None = None, db: AsyncDatabase | None = None)
     if db is None and driver(settings) == "sql":
         db = AsyncDatabase(settings.sql.url)
     queue = queue_of(settings, db=db)
-    return queue, Scheduler(queue)
+    return queue, Scheduler(queue, store=schedule_store(queue, db=db))
 
 
 def driver(settings: Settings) -> str:
@@ -72,3 +72,23 @@ def queue_of(
             if db is None:
                 raise ConfigurationError("The SQL queue needs a database: call add_db(app).")
             return SqlJobQueue(db, clock=clock, max_attempts=jobs.max_attempts, backoff_seconds=jobs.backoff_seconds)
+
+
+def schedule_store(
+    queue: JobQueue, *, db: AsyncDatabase | None = None, clock: Clock | None = None
+) -> ScheduleStore | None:
+    """Where the schedules of a queue's jobs are kept: in a database, where the queue can store jobs in its sessions.
+
+    Args:
+        queue: Where the jobs go.
+        db: The database whose outbox leads to the queue; a SQL queue has its own.
+        clock: Where the time comes from; the store's own choice when left out.
+
+    Returns:
+        None for each scheduler's own memory.
+    """
+    if isinstance(queue, SqlJobQueue):
+        return SqlScheduleStore(queue.db, clock=clock)
+    if isinstance(queue, RedisJobQueue) and queue.stores_in_sessions and db is not None:
+        return SqlScheduleStore(db, clock=clock)
+    return None

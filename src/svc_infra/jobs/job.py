@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 
@@ -26,7 +26,13 @@ PRIORITY_LIMIT = 1000
 ATTEMPTS_LIMIT = 1000
 DEFAULT_MAX_ATTEMPTS = 5
 DEFAULT_BACKOFF_SECONDS = 5.0
+DEFAULT_MAX_CRASHES = 3
 BACKOFF_CAP_SECONDS = 3600.0
+AGEING_SECONDS = 60.0
+"""How much longer a job must have waited to go before one whose priority is a point higher."""
+RATE_LIMIT_JOBS = 1_000_000
+FORMAT_VERSION = 1
+"""The version of stored jobs that this code writes, and the newest that it can read."""
 
 N = TypeVar("N", int, float)
 
@@ -44,6 +50,43 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """At most one job of a key; what another one of that key becomes is up to whoever enqueues it.
+
+    Attributes:
+        key: Held by the job that was stored with it, as long as that is kept.
+        window_seconds: The key is free again this long after its holder was stored; None: as long as it is kept.
+        states: The holder only counts while it is in one of these.
+        on_conflict: "skip" leaves the holder as it is. "replace" gives a holder that waits the new task, payload,
+            queue, priority, time and options. "debounce" is "replace", and a holder that waits starts over waiting:
+            only the last of several calls in a row counts, `delay_seconds` after it. A holder that runs or has
+            finished stays as it is.
+    """
+
+    key: str
+    window_seconds: float | None = None
+    states: frozenset[JobState] = frozenset(JobState)
+    on_conflict: Literal["skip", "replace", "debounce"] = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What all jobs of a key share, over all queues and workers; the claiming job's own numbers count.
+
+    Attributes:
+        key: Say "mail" or "mail:customer-7".
+        concurrency: At most so many of them run at the same time.
+        rate: At most so many of them start at once, and then one each `period_seconds / rate` (GCRA).
+        period_seconds: See `rate`.
+    """
+
+    key: str
+    concurrency: int | None = None
+    rate: int | None = None
+    period_seconds: float = 60.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job as a queue last saw it.
@@ -53,9 +96,9 @@ class Job:
         name: The task's name.
         payload: JSON object given to the task.
         queue: The named queue that it waits in.
-        priority: Higher runs first.
+        priority: Higher runs first; a point is worth `AGEING_SECONDS` of waiting.
         attempts: Attempts begun, the current one included.
-        max_attempts: After this many it goes to the dead letter.
+        max_attempts: After this many, crashes not counted, it goes to the dead letter.
         crashes: How many of those attempts ended without an answer: the worker died or stalled beyond its lease.
         backoff_seconds: The first retry's upper delay; doubles with each attempt.
         timeout_seconds: Longest run of one attempt; None for the worker's default.
@@ -63,7 +106,12 @@ class Job:
             a good idempotency key for calls to other services.
         worker_id: Who holds it, or held it last.
         lease_expires_at: When another worker may take it, unless the lease is renewed.
-        unique_key: While a job with this key is kept, enqueueing the key again gives that job.
+        unique_key: While a job with this key is kept, enqueueing the key again gives that job; see `Unique`.
+        limit_key: See `Limit`.
+        tenant: Whose turn it takes: tenants that wait for the same queue take turns. From the context.
+        version: Of the format in which it is stored.
+        fingerprint: The same for errors of one kind and place; of the last error.
+        cancel_requested: Somebody has cancelled it while it ran; it will not run again.
         context: Tenant, request id, trace and principal of whoever enqueued it.
         progress_done, progress_total: What the task last reported; `total` 0 when unknown.
     """
@@ -87,7 +135,12 @@ class Job:
     worker_id: str | None = None
     lease_expires_at: datetime | None = None
     unique_key: str | None = None
+    limit_key: str | None = None
+    tenant: str = ""
+    version: int = FORMAT_VERSION
     last_error: str | None = None
+    fingerprint: str = ""
+    cancel_requested: bool = False
     progress_done: int = 0
     progress_total: int = 0
     result: Any = None
@@ -102,17 +155,25 @@ class JobRequest:
     payload: Mapping[str, Any] | None = None
     queue: str = "default"
     delay_seconds: float = 0.0
+    at: datetime | None = None
     priority: int = 0
     max_attempts: int | None = None
     backoff_seconds: float | None = None
     timeout_seconds: float | None = None
     unique_key: str | None = None
+    unique: Unique | None = None
+    limit: Limit | None = None
     job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job as a caller asked for it: checked, complete, and serialised."""
+    """A job as a caller asked for it: checked, complete, and serialised.
+
+    Attributes:
+        at: When it is due; None for `delay_seconds` from now.
+        chosen_id: Whether the caller chose the id, so that it may be kept already.
+    """
 
     id: str
     name: str
@@ -123,47 +184,87 @@ class NewJob:
     backoff_seconds: float
     timeout_seconds: float | None
     delay_seconds: float
-    unique_key: str | None
+    at: datetime | None
+    unique: Unique | None
+    limit: Limit | None
     context: str
+    tenant: str
+    chosen_id: bool
 
 
-def new_job(
-    name: str,
-    payload: Mapping[str, Any] | None,
-    *,
-    queue: str,
-    delay_seconds: float,
-    priority: int,
-    max_attempts: int,
-    backoff_seconds: float,
-    timeout_seconds: float | None,
-    unique_key: str | None,
-    job_id: str | None,
-    context: Mapping[str, str] | None = None,
-) -> NewJob:
+def new_job(request: JobRequest, *, max_attempts: int, backoff_seconds: float) -> NewJob:
     """Check what a caller asks for.
 
     Args:
-        context: Whose job it is; that of the running request or job when left out.
+        max_attempts, backoff_seconds: Where the request has none.
 
     Raises:
         ValidationError: Something is out of its limits.
     """
-    if timeout_seconds is not None:
-        check_number("timeout_seconds", timeout_seconds, 0.001, DURATION_LIMIT_SECONDS)
+    if request.max_attempts is not None:
+        max_attempts = request.max_attempts
+    if request.backoff_seconds is not None:
+        backoff_seconds = request.backoff_seconds
+    if request.timeout_seconds is not None:
+        check_number("timeout_seconds", request.timeout_seconds, 0.001, DURATION_LIMIT_SECONDS)
+    context = current().carried()
     return NewJob(
-        id=str(new_id()) if job_id is None else check_name("id", job_id),
-        name=check_name("name", name),
-        payload=_payload_text({} if payload is None else payload),
-        queue=check_name("queue", queue),
-        priority=check_number("priority", priority, -PRIORITY_LIMIT, PRIORITY_LIMIT),
+        id=str(new_id()) if request.job_id is None else check_name("id", request.job_id),
+        name=check_name("name", request.name),
+        payload=payload_text({} if request.payload is None else request.payload),
+        queue=check_name("queue", request.queue),
+        priority=check_number("priority", request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT),
         max_attempts=check_number("max_attempts", max_attempts, 1, ATTEMPTS_LIMIT),
         backoff_seconds=check_number("backoff_seconds", backoff_seconds, 0.0, DURATION_LIMIT_SECONDS),
-        timeout_seconds=timeout_seconds,
-        delay_seconds=check_number("delay_seconds", delay_seconds, 0.0, DELAY_LIMIT_SECONDS),
-        unique_key=None if unique_key is None else check_name("unique_key", unique_key),
-        context=orjson.dumps(current().carried() if context is None else dict(context)).decode(),
+        timeout_seconds=request.timeout_seconds,
+        delay_seconds=check_number("delay_seconds", request.delay_seconds, 0.0, DELAY_LIMIT_SECONDS),
+        at=_time(request),
+        unique=_unique(request),
+        limit=None if request.limit is None else _limit(request.limit),
+        context=orjson.dumps(context).decode() if context else "{}",
+        tenant=context.get("tenant_id", "")[:NAME_LIMIT_CHARS],
+        chosen_id=request.job_id is not None,
     )
+
+
+def _time(request: JobRequest) -> datetime | None:
+    if request.at is not None and (request.at.tzinfo is None or request.delay_seconds):
+        raise ValidationError("A job's `at` is a time with a time zone, and is given without `delay_seconds`.")
+    return request.at
+
+
+def _unique(request: JobRequest) -> Unique | None:
+    unique = request.unique
+    if unique is None:
+        return None if request.unique_key is None else Unique(check_name("unique_key", request.unique_key))
+    if request.unique_key is not None or not unique.states or unique.on_conflict not in ("skip", "replace", "debounce"):
+        raise ValidationError(
+            'Give `unique_key` or `unique`; the latter with states and with "skip", "replace" or "debounce".'
+        )
+    if unique.window_seconds is not None:
+        check_number("unique window_seconds", unique.window_seconds, 0.001, DELAY_LIMIT_SECONDS)
+    check_name("unique key", unique.key)
+    return unique
+
+
+def _limit(limit: Limit) -> Limit:
+    check_name("limit key", limit.key)
+    check_limits("limit", limit.concurrency, limit.rate, limit.period_seconds)
+    if limit.concurrency is None and limit.rate is None:
+        raise ValidationError("A job's limit needs a concurrency or a rate.")
+    return limit
+
+
+def check_limits(what: str, concurrency: int | None, rate: int | None, period_seconds: float) -> None:
+    """Check the numbers of a limit.
+
+    Raises:
+        ValidationError: One of them is out of its limits.
+    """
+    for kind, number in (("concurrency", concurrency), ("rate", rate)):
+        if number is not None:
+            check_number(f"{what} {kind}", number, 1, RATE_LIMIT_JOBS)
+    check_number(f"{what} period_seconds", period_seconds, 0.001, DURATION_LIMIT_SECONDS)
 
 
 def check_name(what: str, name: str) -> str:
@@ -237,7 +338,12 @@ def backoff_delay(attempt: int, backoff_seconds: float, *, cap_seconds: float = 
     return random.uniform(0.0, upper)  # noqa: S311 - spreads load, guards nothing
 
 
-def _payload_text(payload: Mapping[str, Any]) -> str:
+def payload_text(payload: Mapping[str, Any]) -> str:
+    """A payload, as JSON.
+
+    Raises:
+        ValidationError: It is no JSON object or is larger than 1 MiB.
+    """
     if not isinstance(payload, Mapping):
         raise ValidationError("A job's payload is a JSON object: give a mapping.")
     if UNREADABLE in payload:

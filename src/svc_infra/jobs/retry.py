@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from traceback import TracebackException
+from traceback import FrameSummary, TracebackException
 from typing import TypeAlias, TypeVar
 
 from svc_infra.errors import DeadlineExceededError, UnavailableError
@@ -25,11 +27,17 @@ OUTAGE_PATIENCE_SECONDS = 600.0
 
 T = TypeVar("T")
 
-RetryPolicy: TypeAlias = Callable[[BaseException, int], float | None]
-"""Given what an attempt raised and its number (from 1): seconds until the next attempt, or None to give up."""
+RetryFunction: TypeAlias = Callable[[BaseException, int], float | None]
+RetryPolicy: TypeAlias = RetryFunction | Mapping[type[BaseException], float | None]
+"""What to do about an error: seconds until the next attempt, or None to give up.
+
+A mapping says so by the error's type, the nearest class first; errors that it does not name wait for the job's own
+backoff. A function is given the error and the number of the attempt, from 1.
+"""
 
 _log = logging.getLogger(__name__)
-_OWN_FILES = {str(Path(__file__).with_name(name)) for name in ("worker.py", "task.py")}
+_ROOM = Path(__file__).parent
+_OWN_FILES = {str(_ROOM / "task.py"), str(_ROOM / "arguments.py"), *map(str, (_ROOM / "workers").glob("*.py"))}
 
 
 class Retry(Exception):  # noqa: N818 - a request, not an error
@@ -58,13 +66,36 @@ class Cancel(Exception):  # noqa: N818 - a request, not an error
         super().__init__(reason)
 
 
+class Snooze(Exception):  # noqa: N818 - a request, not an error
+    """Raised by a handler: not now; the job comes back later and has spent no attempt.
+
+    Args:
+        seconds: Until it comes back.
+        reason: Logged.
+    """
+
+    def __init__(self, seconds: float, reason: str = "The handler asked to be called later.") -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class Fate(StrEnum):
+    """What becomes of a job whose attempt did not succeed."""
+
+    RETRY = "retry"  # while it has attempts left
+    DEAD = "dead"
+    CANCEL = "cancel"
+    SNOOZE = "snooze"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a job whose attempt failed."""
+    """What becomes of a job whose attempt did not succeed, and why; a delay of None is the job's own backoff."""
 
     error: str
+    fate: Fate = Fate.RETRY
     delay_seconds: float | None = None
-    dead: bool = False
+    fingerprint: str = ""
 
 
 def verdict(error: BaseException, attempt: int, policy: RetryPolicy | None = None) -> Verdict:
@@ -73,30 +104,58 @@ def verdict(error: BaseException, attempt: int, policy: RetryPolicy | None = Non
     Args:
         error: What the handler raised.
         attempt: The number of the attempt, from 1.
-        policy: The task's; a policy that fails itself is logged and counts as none.
+        policy: The task's; one that fails itself is logged and counts as none.
     """
-    described = describe(error)
-    if isinstance(error, Retry):
-        return Verdict(described, _bounded(error.after_seconds))
-    if policy is None:
-        return Verdict(described)
+    described, mark = describe(error), fingerprint(error)
+    match error:
+        case Cancel():
+            return Verdict(described, Fate.CANCEL)
+        case Snooze():
+            return Verdict(described, Fate.SNOOZE, _bounded(error.seconds))
+        case Retry():
+            return Verdict(described, Fate.RETRY, _bounded(error.after_seconds), mark)
     try:
-        delay_seconds = policy(error, attempt)
-        return Verdict(described, _bounded(delay_seconds), dead=delay_seconds is None)
+        found, delay_seconds = _ruled(error, attempt, policy)
+        fate = Fate.DEAD if found and delay_seconds is None else Fate.RETRY
+        return Verdict(described, fate, _bounded(delay_seconds), mark)
     except Exception:  # noqa: BLE001 - a broken policy is logged and must not lose the job
         _log.exception("job.retry_policy_failed")
-        return Verdict(described)
+        return Verdict(described, fingerprint=mark)
 
 
 def describe(error: BaseException) -> str:
     """An error as a job keeps it: "Type: message", then where it was raised, innermost last."""
-    summary = TracebackException(type(error), error, error.__traceback__, limit=-STACK_SEARCH_FRAMES, compact=True)
+    summary = _summary(error)
     message = str(summary).strip() or "no message"
     lines = [f"{type(error).__name__}: {message[:MESSAGE_LIMIT_CHARS]}"]
-    if not isinstance(error, Retry):
-        frames = [frame for frame in summary.stack if frame.filename not in _OWN_FILES]
-        lines += [f"  at {frame.name} ({frame.filename}:{frame.lineno})" for frame in frames[-STACK_LIMIT_FRAMES:]]
+    if not isinstance(error, Retry | Cancel | Snooze):
+        lines += [f"  at {frame.name} ({frame.filename}:{frame.lineno})" for frame in _frames(summary)]
     return "\n".join(lines)
+
+
+def fingerprint(error: BaseException) -> str:
+    """The same 16 hex digits for every error of one type from one place, whatever its message and the line numbers."""
+    kind = type(error)
+    places = [f"{Path(frame.filename).name}:{frame.name}" for frame in _frames(_summary(error))]
+    told = "\n".join([f"{kind.__module__}.{kind.__qualname__}", *places])
+    return hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _summary(error: BaseException) -> TracebackException:
+    return TracebackException(type(error), error, error.__traceback__, limit=-STACK_SEARCH_FRAMES, compact=True)
+
+
+def _frames(summary: TracebackException) -> list[FrameSummary]:
+    """The innermost frames that are not this room's own."""
+    return [frame for frame in summary.stack if frame.filename not in _OWN_FILES][-STACK_LIMIT_FRAMES:]
+
+
+def _ruled(error: BaseException, attempt: int, policy: RetryPolicy | None) -> tuple[bool, float | None]:
+    """Whether the policy knows the error, and what it says of it."""
+    if isinstance(policy, Mapping):
+        kind = next((kind for kind in type(error).__mro__ if kind in policy), None)
+        return (False, None) if kind is None else (True, policy[kind])
+    return (False, None) if policy is None else (True, policy(error, attempt))
 
 
 def _bounded(delay_seconds: float | None) -> float | None:

@@ -2,102 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import WRAPPER_ASSIGNMENTS, cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Generic,
-    NoReturn,
-    NotRequired,
-    ParamSpec,
-    TypeVar,
-    get_origin,
-    get_type_hints,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-import orjson
-import pydantic
-from pydantic_core import to_jsonable_python
-from sqlalchemy.ext.asyncio import AsyncSession
-from typing_extensions import TypedDict
-
-from svc_infra.db import AsyncDatabase
-from svc_infra.errors import ConfigurationError, ValidationError
-from svc_infra.jobs.job import Job, check_number
+from svc_infra.errors import ConfigurationError
+from svc_infra.jobs.arguments import Arguments
+from svc_infra.jobs.job import JobRequest, Limit, Unique
 from svc_infra.jobs.queue import JobQueue
-from svc_infra.wiring import Wiring, current_wiring
+from svc_infra.wiring import current_wiring
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from svc_infra.jobs.retry import RetryPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class JobContext:
-    """The job that a handler runs for; a parameter annotated with this class receives it.
-
-    Attributes:
-        job: The job as it was claimed.
-        wiring: The app that the worker belongs to, where there is one.
-        cancelled: Set when the attempt should end: its time is up, its lease is lost or the worker drains. Async
-            handlers are cancelled as well; functions in a thread look here, and raise to stop early.
-        reported: The progress last reported: done and total.
-    """
-
-    job: Job
-    wiring: Wiring | None = None
-    cancelled: bool = False
-    reported: tuple[int, int] | None = None
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return self.job.attempts
-
-    @property
-    def token(self) -> str:
-        """The attempt's fencing token: an idempotency key for calls to other services."""
-        return self.job.token or ""
-
-    def progress(self, done: int, total: int = 0) -> None:
-        """Report how far the attempt is; the worker stores the latest report about twice a second.
-
-        Args:
-            done, total: How much is done of how much; a total of 0 when that is unknown.
-
-        Raises:
-            ValidationError: They are no counts.
-        """
-        self.reported = (check_number("progress", done, 0, 2**53), check_number("progress", total, 0, 2**53))
-
-    def get(self, kind: type[T]) -> T:
-        """An object that the app's rooms share.
-
-        Raises:
-            ConfigurationError: There is no such object, or the worker runs outside of an app.
-        """
-        if self.wiring is None:
-            raise ConfigurationError(f"This worker has no {kind.__name__}: give it the app's wiring.")
-        return self.wiring.get(kind)
-
-    @property
-    def db(self) -> AsyncDatabase:
-        """The app's database, for handlers that make their own units of work."""
-        return self.get(AsyncDatabase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +30,9 @@ class Task(Generic[P, R]):
     """A function that runs as a job, made by `@task`; calling it runs the function here and now.
 
     Attributes:
-        function: What runs, in the event loop when it is async, else in a thread.
-        name, queue, max_attempts, timeout_seconds, priority, backoff_seconds, retry: As given to `task`.
+        function: What runs: in the event loop when it is async, else in a thread, or with `cpu` in a process.
+        name, queue, max_attempts, timeout_seconds, priority, backoff_seconds, retry, unique, limit, cpu: As given to
+            `task`.
     """
 
     function: Callable[P, R]
@@ -117,6 +43,9 @@ class Task(Generic[P, R]):
     priority: int = 0
     backoff_seconds: float | None = None
     retry: RetryPolicy | None = None
+    unique: Unique | None = None
+    limit: Limit | None = None
+    cpu: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not self.queue:
@@ -127,6 +56,10 @@ class Task(Generic[P, R]):
                 raise ConfigurationError(f"Task {self.name}: {limit} is {value}; it must be above 0.")
         if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
             raise ConfigurationError(f"Task {self.name} is a generator: a task returns once.")
+        if self.cpu and (self.is_async or "<locals>" in self.function.__qualname__):
+            raise ConfigurationError(
+                f"Task {self.name}: a process runs a plain function of a module, and this is none."
+            )
         self.__dict__.update({name: getattr(self.function, name, None) for name in WRAPPER_ASSIGNMENTS})
         self.__dict__["__wrapped__"] = self.function
 
@@ -145,13 +78,20 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: See `Arguments`.
         """
-        return Arguments(self)
+        arguments = Arguments(self)
+        for keyed in (self.unique, self.limit):
+            if keyed is not None:
+                arguments.check_key(keyed.key)
+        return arguments
 
     def options(
         self,
         *,
         delay_seconds: float = 0.0,
+        at: datetime | None = None,
         unique_key: str | None = None,
+        unique: Unique | None = None,
+        limit: Limit | None = None,
         job_id: str | None = None,
         session: AsyncSession | None = None,
         queue: str | None = None,
@@ -164,7 +104,9 @@ class Task(Generic[P, R]):
 
         Args:
             delay_seconds: Not before this much later.
+            at: Not before this time, instead of a delay.
             unique_key: Give back the job that holds this key instead of storing a second one.
+            unique, limit: See `JobQueue.enqueue`; instead of the task's own.
             job_id: Chosen by the caller; storing the same id again changes nothing.
             session: Store it in this unit of work: gone with its rollback, visible with its commit.
             queue, priority, max_attempts, timeout_seconds: Instead of the task's own.
@@ -177,11 +119,13 @@ class Task(Generic[P, R]):
             "timeout_seconds": self.timeout_seconds if timeout_seconds is None else timeout_seconds,
             "backoff_seconds": self.backoff_seconds,
             "delay_seconds": delay_seconds,
+            "at": at,
             "unique_key": unique_key,
+            "unique": unique,
+            "limit": limit,
             "job_id": job_id,
-            "session": session,
         }
-        return TaskCall(self, stored, on)
+        return TaskCall(self, stored, session, on)
 
     async def enqueue(self, /, **arguments: Any) -> str:
         """Store a job that calls the function with these arguments.
@@ -195,6 +139,17 @@ class Task(Generic[P, R]):
         """
         return await self.options().enqueue(**arguments)
 
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Store a job for each of these mappings of arguments: all of them or none.
+
+        Returns:
+            Their ids, in the same order.
+
+        Raises:
+            ValidationError, ConfigurationError: As `enqueue`; nothing is stored.
+        """
+        return await self.options().enqueue_many(calls)
+
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
 
@@ -205,13 +160,33 @@ class TaskCall:
 
     task: Task[..., Any]
     stored: Mapping[str, Any]
+    session: AsyncSession | None = None
     on: JobQueue | None = None
 
     async def enqueue(self, /, **arguments: Any) -> str:
         """Store the job; see `Task.enqueue`."""
         payload = self.task.arguments.encode(arguments)
-        queue = self._current() if self.on is None else self.on
-        return await queue.enqueue(self.task.name, payload, **self.stored)
+        return await self._queue().enqueue(self.task.name, payload, session=self.session, **self._options(payload))
+
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Store the jobs; see `Task.enqueue_many`."""
+        if self.stored["job_id"] is not None:
+            raise ConfigurationError(f"Task {self.task.name}: many jobs cannot have one `job_id`.")
+        payloads = [self.task.arguments.encode(arguments) for arguments in calls]
+        jobs = [JobRequest(name=self.task.name, payload=one, **self._options(one)) for one in payloads]
+        return await self._queue().enqueue_many(jobs, session=self.session)
+
+    def _options(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is stored with the job; the task's own keys are those of its arguments."""
+        task, options = self.task, dict(self.stored)
+        if task.unique is not None and options["unique"] is None and options["unique_key"] is None:
+            options["unique"] = replace(task.unique, key=task.arguments.key(task.unique.key, payload))
+        if task.limit is not None and options["limit"] is None:
+            options["limit"] = replace(task.limit, key=task.arguments.key(task.limit.key, payload))
+        return options
+
+    def _queue(self) -> JobQueue:
+        return self._current() if self.on is None else self.on
 
     def _current(self) -> JobQueue:
         if (wiring := current_wiring()) is None:
@@ -220,89 +195,6 @@ class TaskCall:
                 "in a `with wiring_of(app).active():` block, or name the queue with `.options(on=queue)`."
             )
         return wiring.get(JobQueue)
-
-
-class Arguments:
-    """What a task's function takes: the arguments that its jobs carry and those that the worker injects.
-
-    Args:
-        task: The task whose function to inspect.
-
-    Raises:
-        ConfigurationError: A parameter is variadic or positional-only, a type hint cannot be resolved or validated,
-            or a function in a thread asks for a session.
-    """
-
-    def __init__(self, task: Task[..., Any]) -> None:
-        self._name = task.name
-        self.context: str | None = None
-        self.session: str | None = None
-        hints = self._hints(task.function)
-        fields: dict[str, Any] = {}
-        for parameter in inspect.signature(task.function).parameters.values():
-            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                self._refuse(f"parameter {parameter.name!r} cannot be given by name")
-            hint = hints.get(parameter.name, Any)
-            injected = hint.__origin__ if get_origin(hint) is Annotated else hint
-            if injected is JobContext:
-                self.context = parameter.name
-            elif injected is AsyncSession:
-                self.session = parameter.name
-            else:
-                fields[parameter.name] = hint if parameter.default is parameter.empty else NotRequired[hint]
-        if self.session and not task.is_async:
-            self._refuse("an AsyncSession needs an async function; use JobContext.db from one")
-        kind: Any = TypedDict("Arguments", fields)  # type: ignore[misc]
-        try:
-            self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(pydantic.with_config(extra="forbid")(kind))
-        except pydantic.PydanticUserError as error:
-            self._refuse(str(error).partition("\n")[0])
-
-    def encode(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The payload for these arguments.
-
-        Raises:
-            ValidationError: They do not fit the type hints, or are no JSON.
-        """
-        try:
-            payload = self._adapter.dump_python(self._adapter.validate_python(dict(arguments)), mode="json")
-        except pydantic.ValidationError as error:
-            raise self._invalid(error) from None  # its text would show values
-        except ValueError as error:
-            raise ValidationError(f"{self._name}: an argument cannot be stored as JSON.") from error
-        return payload  # type: ignore[no-any-return]
-
-    def decode(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments in this payload.
-
-        Raises:
-            ValidationError: They do not fit the type hints.
-        """
-        try:
-            return self._adapter.validate_json(orjson.dumps(dict(payload)))  # type: ignore[no-any-return]
-        except pydantic.ValidationError as error:
-            raise self._invalid(error) from None  # its text would show values
-
-    def _hints(self, function: Callable[..., Any]) -> dict[str, Any]:
-        inner = inspect.unwrap(function)  # a decorated function's hints name things of the module it was written in
-        hints = {name: hint for name, hint in inspect.get_annotations(inner).items() if name != "return"}
-        try:
-            return get_type_hints(
-                SimpleNamespace(__annotations__=hints), getattr(inner, "__globals__", {}), include_extras=True
-            )
-        except NameError as error:
-            self._refuse(f"its type hint {error.name} is not defined at run time (is it only imported for typing?)")
-
-    def _invalid(self, error: pydantic.ValidationError) -> ValidationError:
-        problems = [
-            {"loc": list(problem["loc"]), "detail": problem["msg"]}
-            for problem in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        named = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['detail']}" for one in problems[:3])
-        return ValidationError(f"{self._name}: {named}", errors=problems)
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise ConfigurationError(f"Task {self._name}: {reason}.")
 
 
 @overload
@@ -317,14 +209,18 @@ def task(
     priority: int = 0,
     backoff_seconds: float | None = None,
     retry: RetryPolicy | None = None,
+    unique: Unique | None = None,
+    limit: Limit | None = None,
+    cpu: bool = False,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(name: Any = None, **options: Any) -> Any:
     """Make a function a task.
 
-    Arguments are validated by the function's type hints, when a job is enqueued and again before it runs. Parameters
-    annotated with `JobContext` receive the job's context; one annotated with `AsyncSession` receives a unit of work
-    that commits when the function returns, in one transaction with the job's own completion when both are in the
-    same database.
+    Arguments are validated by the function's type hints, when a job is enqueued and again before it runs. A parameter
+    annotated with `JobContext` receives the job's context, one annotated with `logging.Logger` a logger; one annotated
+    with `AsyncSession` receives a unit of work that commits when the function returns, in one transaction with the
+    job's own completion when both are in the same database. One annotated with any other class that JSON cannot
+    express receives what the app's rooms share under that class.
 
     Args:
         name: Unique in an app; "<last part of the module>.<function>" when left out.
@@ -333,7 +229,13 @@ def task(name: Any = None, **options: Any) -> Any:
         timeout_seconds: Longest run of one attempt; the worker's default when left out.
         priority: Higher runs first.
         backoff_seconds: The first retry's upper delay, doubled with each attempt; the queue's default when left out.
-        retry: Given the error and the number of the attempt: seconds until the next one, or None to give up.
+        retry: Seconds until the next attempt, or None to give up: by the error's type as in
+            `{TimeoutError: 30.0, ValueError: None}`, where errors that are not named wait for the backoff, or as a
+            function of the error and the number of the attempt.
+        unique: Which jobs are the same: the key may name arguments, as in `Unique("invoice:{number}")`.
+        limit: What jobs share: `Limit("mail:{customer}", concurrency=2)` runs at most two at a time for each customer.
+        cpu: Run in a process of its own: for a plain function that computes for long. It is found again by its
+            module and name, is given nothing but the job's arguments, and is killed when its time is up.
 
     Returns:
         The task; it can still be called like the function.
@@ -358,39 +260,6 @@ def by_name(tasks: Iterable[Task[..., Any]]) -> dict[str, Task[..., Any]]:
             raise ConfigurationError(f"Two tasks are called {one.name}: give one of them another name.")
         _ = one.arguments
     return named
-
-
-def storable(task: Task[..., Any], result: Any) -> Any:
-    """What a task returned, as JSON.
-
-    Raises:
-        ValidationError: It is none.
-    """
-    try:
-        return to_jsonable_python(result)
-    except ValueError as error:
-        raise ValidationError(f"{task.name} returned something that cannot be stored as JSON.") from error
-
-
-def start_thread(function: Callable[[], Any]) -> asyncio.Future[tuple[bool, Any]]:
-    """Run a function in a thread of its own; the future tells whether it returned, and what it returned or raised.
-
-    A daemon thread: one that hangs must not keep a process alive whose worker has given it up.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[bool, Any]] = loop.create_future()
-    context = copy_context()
-
-    def run() -> None:
-        try:
-            ended = (True, context.run(function))
-        except BaseException as error:  # noqa: BLE001 - raised again where the attempt awaits it
-            ended = (False, error)
-        with suppress(RuntimeError):  # the loop is closed: the worker has given the attempt up
-            loop.call_soon_threadsafe(future.set_result, ended)
-
-    threading.Thread(target=run, name="svc-infra-job", daemon=True).start()
-    return future
 
 
 def _default_name(function: Callable[..., Any]) -> str:

@@ -51,6 +51,7 @@ FACTS = tuple(field.name for field in fields(Context) if field.name not in ("dea
 
 _TRACEPARENT = "traceparent"
 _facts: Callable[[Context], tuple[str, ...]] = attrgetter(*FACTS)
+_RESTORED = frozenset(FACTS) - {"job_id"}
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
 
 Inner = tuple[Context, str]
@@ -109,7 +110,7 @@ def leave_span(token: Token[Inner | None]) -> None:
 def restored(carried: Mapping[str, str], *, job_id: str = "") -> Iterator[Context]:
     """Run as the request that started this job did; one that comes without a trace begins its own."""
     context = Context(job_id=job_id)
-    for name in carried.keys() & set(FACTS) - {"job_id"}:
+    for name in carried.keys() & _RESTORED:
         setattr(context, name, carried[name])
     if context.trace_id:
         origin = parse_traceparent(carried.get(_TRACEPARENT, ""))

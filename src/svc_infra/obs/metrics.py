@@ -315,6 +315,10 @@ class CurrentMetrics:
         """As `Metrics.timer`."""
         return current_metrics().timer(name, **labels)
 
+    def family(self, kind: MetricKind, name: str, labels: Labels, help_text: str) -> Family:
+        """As `Metrics.family`."""
+        return current_metrics().family(kind, name, labels, help_text)
+
 
 metrics = CurrentMetrics()
 

@@ -1,11 +1,9 @@
-"""Where jobs are kept: one port, several engines.
+"""What every queue shares, and the one that keeps jobs in memory; `sql` and `redis` beside this room are the others.
 
-- `checked`: what they share · `wakeup`: waking the workers of this process
-- `memory` · `sql`: SQLite and PostgreSQL, with `models` and `statements` · `redis`, whose steps are in `lua`
+- `checked`: every argument is checked in one place · `turns`: whose job is next · `wakeup`: workers of this process
+- `memory`, `entry`: the queue of one process
 """
 
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.backends.redis import RedisJobQueue
-from svc_infra.jobs.backends.sql import SqlJobQueue
 
-__all__ = ["InMemoryJobQueue", "RedisJobQueue", "SqlJobQueue"]
+__all__ = ["InMemoryJobQueue"]

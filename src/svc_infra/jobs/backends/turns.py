@@ -1,0 +1,164 @@
+"""Which of the jobs that wait start next: tenants take turns, and limits hold some back."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from svc_infra.jobs.job import AGEING_SECONDS
+from svc_infra.jobs.queue import QueueInfo
+
+TURNS_LIMIT_TENANTS = 10_000
+"""How many waiting tenants one process remembers the turns of; beyond, they begin anew."""
+
+
+def rank_of(available_at: datetime, priority: int) -> int:
+    """The place of a job among those of its tenant, in microseconds: the smallest is the first."""
+    return micros(available_at) - priority * round(AGEING_SECONDS * 1e6)
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+def queue_key(queue: str) -> str:
+    """The limit key of a queue's own limits; no caller's, as those have no spaces."""
+    return f"queue {queue}"
+
+
+class Lane(NamedTuple):
+    """Where jobs wait in the order of their ranks."""
+
+    queue: str
+    tenant: str
+    limit_key: str  # '' for jobs without a limit
+
+
+class Head(NamedTuple):
+    """A job that waits, and what decides whether it starts."""
+
+    rank: int
+    id: str
+    lane: Lane
+    concurrency: int | None = None
+    rate: int | None = None
+    period_seconds: float = 60.0
+
+
+@dataclass(slots=True)
+class Gate:
+    """Lets jobs start as far as the limits of their keys and queues allow.
+
+    Attributes:
+        now: In microseconds.
+        queues: The configuration of queues that have any.
+        running: How many jobs of each limit key and, by `queue_key`, of each queue run.
+        due: When the next start of a key is due if starts were even (GCRA's theoretical arrival time), in microseconds.
+    """
+
+    now: int
+    queues: Mapping[str, QueueInfo]
+    running: dict[str, int]
+    due: dict[str, int]
+
+    def opens(self, head: Head) -> bool:
+        """Let this job start, unless a limit is full; counts it when it starts."""
+        limits = (
+            [(head.lane.limit_key, head.concurrency, head.rate, head.period_seconds)] if head.lane.limit_key else []
+        )
+        if (queue := self.queues.get(head.lane.queue)) is not None:
+            if queue.paused:
+                return False
+            limits.append((queue_key(queue.name), queue.concurrency, queue.rate, queue.period_seconds))
+        for key, concurrency, rate, period_seconds in limits:
+            if concurrency is not None and self.running.get(key, 0) >= concurrency:
+                return False
+            # Generic cell rate algorithm (ITU-T I.371): a burst of `rate`, then one each period / rate.
+            if rate is not None and self._late(key) + round(period_seconds * 1e6 / rate) > period_seconds * 1e6:
+                return False
+        for key, _, rate, period_seconds in limits:
+            self.running[key] = self.running.get(key, 0) + 1
+            if rate is not None:
+                self.due[key] = self.now + self._late(key) + round(period_seconds * 1e6 / rate)
+        return True
+
+    def _late(self, key: str) -> int:
+        return max(0, self.due.get(key, 0) - self.now)
+
+
+class Turns:
+    """Divides starts between tenants by their weights (stride scheduling, Waldspurger and Weihl 1995).
+
+    A tenant that had nothing waiting comes back at the present pass: nobody saves turns up.
+    """
+
+    def __init__(self) -> None:
+        self._passes: dict[str, float] = {}
+        self._now = 0.0
+
+    def divide(self, tenants: Iterable[str], limit: int, weights: Mapping[str, float]) -> dict[str, int]:
+        """How many of `limit` starts each waiting tenant gets, if it has so many jobs."""
+        heap = [(self._passes.get(tenant, self._now), tenant) for tenant in tenants]
+        if len(heap) < 2:
+            return {tenant: limit for _, tenant in heap}
+        heapq.heapify(heap)
+        shares: dict[str, int] = {}
+        for _ in range(limit):
+            at, tenant = heap[0]
+            shares[tenant] = shares.get(tenant, 0) + 1
+            heapq.heapreplace(heap, (at + 1.0 / weights.get(tenant, 1.0), tenant))
+        return shares
+
+    def took(self, waiting: Iterable[str], starts: Mapping[str, int], weights: Mapping[str, float]) -> None:
+        """Remember what was started of which tenants that waited."""
+        passes = {tenant: self._passes.get(tenant, self._now) for tenant in waiting}
+        if len(passes) < 2 or len(passes) > TURNS_LIMIT_TENANTS:
+            passes.clear()
+        else:
+            self._now = min(passes.values())
+            for tenant, count in starts.items():
+                if tenant in passes:
+                    passes[tenant] += count / weights.get(tenant, 1.0)
+        self._passes = passes
+
+    def choose(self, heads: Sequence[Head], limit: int, gate: Gate, weights: Mapping[str, float]) -> list[Head]:
+        """The jobs to start: up to `limit`, of the heads of all lanes."""
+        waiting: dict[str, list[Head]] = {}
+        for head in heads:
+            waiting.setdefault(head.lane.tenant, []).append(head)
+        for those in waiting.values():
+            those.sort(reverse=True)
+        tenants = list(waiting)
+        chosen: list[Head] = []
+        starts: dict[str, int] = {}
+        turns = [(self._passes.get(tenant, self._now), tenant) for tenant in tenants]
+        heapq.heapify(turns)
+        while turns and len(chosen) < limit:
+            at, tenant = turns[0]
+            those = waiting[tenant]
+            while those and not gate.opens(those[-1]):
+                those.pop()
+            if not those:
+                heapq.heappop(turns)
+                continue
+            chosen.append(those.pop())
+            starts[tenant] = starts.get(tenant, 0) + 1
+            heapq.heapreplace(turns, (at + 1.0 / weights.get(tenant, 1.0), tenant))
+        self.took(tenants, starts, weights)
+        return chosen
+
+
+def weights_of(queues: Sequence[str], configured: Mapping[str, QueueInfo]) -> dict[str, float]:
+    """The tenants' weights for a worker of these queues: those of the queue that it names first."""
+    weights: dict[str, float] = {}
+    for name in reversed(queues):
+        if name in configured:
+            weights.update(configured[name].weights)
+    return weights

@@ -1,0 +1,247 @@
+-- ARGV: now, worker, limit, lease in microseconds, token, most jobs that each sweep moves, most crashes, most finished
+-- jobs, error of an ended lease, key that forbids this claim or '', then the queues. Returns the time, the claimed jobs,
+-- each as id, number in the token and hash as it was before, and the ids whose hash is gone.
+--
+-- Tenants take turns by stride scheduling (Waldspurger and Weihl 1995): the one with the smallest pass is next, and a
+-- start moves its pass by 1 / weight. Of one tenant the smallest rank of all lanes is next. A lane that a limit holds
+-- back is left for this call.
+local LANES_LOOKED = 1000  -- of each tenant in each queue; when there are more, others each time
+local worker, limit, lease, token, sweep = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 11
+local lost = {}
+
+if ARGV[10] ~= '' and redis.call('EXISTS', ARGV[10]) == 1 then return { whole(now), {}, lost } end
+
+-- Year, month and day by days since 1970 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+local function moment(micros)
+  local days = math.floor(micros / 86400000000)
+  local seconds = micros / 1000000 - days * 86400
+  local z = days + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local month = mp < 10 and mp + 3 or mp - 9
+  return string.format('%04d-%02d-%02d %02d:%02d:%02d+00:00', yoe + era * 400 + (month <= 2 and 1 or 0), month,
+    doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(seconds / 3600), math.floor(seconds / 60) % 60, seconds % 60)
+end
+
+local function sweep_ended_leases()
+  local processing = prefix .. ':processing'
+  local ended = redis.call('ZRANGEBYSCORE', processing, '-inf', now, 'LIMIT', 0, sweep)
+  for _, member in ipairs(ended) do
+    local id, queue, limit_key = string.match(member, '^([^ ]+) ([^ ]+) ([^ ]*)$')
+    local job = redis.call('HMGET', job_key(id), 'available_at', 'crashes', 'worker_id', 'started_at', 'lease_expires_at')
+    if not job[1] then
+      let_go(id, queue, limit_key)
+      remove(prefix .. ':running', id)
+      lost[#lost + 1] = id
+    else
+      local crashes = (tonumber(job[2]) or 0) + 1
+      redis.call('HSET', job_key(id), 'crashes', crashes, 'last_error', string.format(
+        '%s Held by %s, started at %s, lease until %s.', lease_ended, job[3], moment(job[4]), moment(job[5])))
+      give_back(id, in_place(job[1]), crashes >= max_crashes and 'dead' or nil)
+    end
+  end
+  if #ended > 0 then trim(max_finished, #ended) end
+end
+
+local function sweep_delayed(queue)
+  local delayed = key_of('delayed', queue)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, sweep)) do
+    local available_at = redis.call('HGET', job_key(id), 'available_at')
+    remove(delayed, id)
+    if available_at then
+      local of, priority, limit_key, tenant = place_of(id)
+      offer(id, of, priority, limit_key, tenant, tonumber(available_at))
+    else
+      remove(prefix .. ':ready', id)
+      lost[#lost + 1] = id
+    end
+  end
+end
+
+local queues, settings = {}, {}
+for place = first_queue, #ARGV do queues[#queues + 1] = ARGV[place] end
+sweep_ended_leases()
+for _, queue in ipairs(queues) do sweep_delayed(queue) end
+flush()
+
+-- What waits: by tenant its pass and its lanes.
+local weights, flows, turns, width = {}, {}, {}, 0
+local paused = redis.call('SMISMEMBER', prefix .. ':paused', unpack(queues))
+local configured = redis.call('HMGET', prefix .. ':configured', unpack(queues))
+for place = #queues, 1, -1 do
+  local queue = queues[place]
+  if configured[place] then
+    settings[queue] = cjson.decode(configured[place])
+    for tenant, weight in pairs(settings[queue].weights or {}) do weights[tenant] = weight end
+  end
+  local tenants = paused[place] == 1 and {} or
+    redis.call('ZRANGE', key_of('tenants', queue), 0, math.max(limit, 2) - 1, 'WITHSCORES')
+  for at = 1, #tenants, 2 do
+    local tenant, pass = tenants[at], tonumber(tenants[at + 1])
+    local flow = flows[tenant]
+    if not flow then
+      flow = { tenant = tenant, pass = pass, lanes = {}, queues = {}, started = 0 }
+      flows[tenant] = flow
+      turns[#turns + 1] = flow
+    end
+    flow.pass = math.max(flow.pass, pass)
+    flow.queues[#flow.queues + 1] = queue
+    local sublanes = redis.call('SRANDMEMBER', key_of('lanes', queue .. ' ' .. tenant), LANES_LOOKED)
+    sublanes[#sublanes + 1] = PLAIN
+    for _, sublane in ipairs(sublanes) do
+      flow.lanes[#flow.lanes + 1] = { queue = queue, sublane = sublane, key = lane_key(queue, sublane, tenant),
+        limit = string.match(sublane, ' (.*)$'), heads = {}, at = 1, read = 0 }
+      width = width + 1
+    end
+  end
+end
+local page = width < 3 and limit or math.min(limit, 16)
+
+local function head(lane)
+  if lane.at > #lane.heads and not lane.closed then
+    lane.heads = redis.call('ZRANGE', lane.key, lane.read, lane.read + page - 1, 'WITHSCORES')
+    lane.read, lane.at = lane.read + page, 1
+    lane.closed = #lane.heads == 0
+    for at = 2, #lane.heads, 2 do lane.heads[at] = tonumber(lane.heads[at]) end
+  end
+  if not lane.closed then return lane.heads[lane.at], lane.heads[lane.at + 1] end
+end
+
+local function next_lane(flow)
+  local best, best_id, best_rank
+  for _, lane in ipairs(flow.lanes) do
+    local id, rank = head(lane)
+    if id and (not best or rank < best_rank or (rank == best_rank and id < best_id)) then
+      best, best_id, best_rank = lane, id, rank
+    end
+  end
+  return best, best_id
+end
+
+-- Limits: how many run, and how far the even starts are ahead of now (GCRA, ITU-T I.371).
+local running, ahead = {}, {}
+
+local function has_room(key, concurrency, rate, period)
+  if concurrency then
+    running[key] = running[key] or tonumber(redis.call('HGET', prefix .. ':held', key) or 0)
+    if running[key] >= concurrency then return false, true end
+  end
+  if rate then
+    ahead[key] = ahead[key] or math.max(0, tonumber(redis.call('GET', key_of('rate', key)) or 0) - now)
+    if ahead[key] + math.floor(period / rate + 0.5) > period then return false end
+  end
+  return true
+end
+
+local function opens(lane, id)
+  local limits = {}
+  if lane.limit ~= '' then
+    local job = redis.call('HMGET', job_key(id), 'limit_concurrency', 'limit_rate', 'limit_period')
+    limits[1] = { lane.limit, tonumber(job[1]), tonumber(job[2]), tonumber(job[3]) }
+  end
+  local own = settings[lane.queue]
+  if own then limits[#limits + 1] = { 'queue ' .. lane.queue, own.concurrency, own.rate, own.period } end
+  for _, one in ipairs(limits) do
+    local open, until_one_ends = has_room(unpack(one, 1, 4))
+    if not open then
+      if until_one_ends then redis.call('SADD', key_of('blocked', one[1]), lane.queue) end
+      return false
+    end
+  end
+  for _, one in ipairs(limits) do
+    local key, concurrency, rate, period = unpack(one, 1, 4)
+    if concurrency then running[key] = running[key] + 1 end
+    if rate then
+      ahead[key] = ahead[key] + math.floor(period / rate + 0.5)
+      redis.call('SET', key_of('rate', key), whole(now + ahead[key]), 'PX', math.ceil(ahead[key] / 1000))
+    end
+  end
+  return true
+end
+
+-- The flows as a heap, the next one first.
+local function before(a, b) return a.pass < b.pass or (a.pass == b.pass and a.tenant < b.tenant) end
+local function sink()
+  local at, flow = 1, turns[1]
+  while turns[2 * at] do
+    local child = 2 * at
+    if turns[child + 1] and before(turns[child + 1], turns[child]) then child = child + 1 end
+    if not before(turns[child], flow) then break end
+    turns[at] = turns[child]
+    at = child
+  end
+  turns[at] = flow
+end
+
+local waiting = #turns
+table.sort(turns, before)
+local claimed, expires, claims = {}, now + lease, 0
+while #turns > 0 and claims < limit do
+  local flow = turns[1]
+  local lane, id = next_lane(flow)
+  if not lane then
+    turns[1] = turns[#turns]
+    turns[#turns] = nil
+    if #turns > 0 then sink() end
+  elseif not opens(lane, id) then
+    lane.closed = true
+  else
+    lane.at = lane.at + 2
+    claims = claims + 1
+    flow.started = flow.started + 1
+    flow.pass = flow.pass + 1 / (weights[flow.tenant] or 1)
+    sink()
+    remove(lane.key, id)
+    remove(prefix .. ':ready', id)
+    local job = redis.call('HGETALL', job_key(id))
+    local created, attempts
+    for at = 1, #job, 2 do
+      if job[at] == 'created_at' then created = job[at + 1] elseif job[at] == 'attempts' then attempts = job[at + 1] end
+    end
+    if not created then
+      lost[#lost + 1] = id
+    else
+      add(prefix .. ':running', created, id)
+      add(prefix .. ':processing', expires, id .. ' ' .. lane.queue .. ' ' .. lane.limit)
+      count('queue ' .. lane.queue, 1)
+      if lane.limit ~= '' then count(lane.limit, 1) end
+      redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
+        token .. '-' .. claims, 'worker_id', worker, 'started_at', now, 'lease_expires_at', expires)
+      claimed[#claimed + 1] = { id, tostring(claims), job }
+    end
+  end
+end
+flush()
+
+-- Tenants that no longer wait leave; those that started while others waited are behind those.
+for tenant, flow in pairs(flows) do
+  local left = {}
+  for _, lane in ipairs(flow.lanes) do
+    if lane.read == 0 or redis.call('EXISTS', lane.key) == 1 then
+      left[lane.queue] = true
+    elseif lane.sublane ~= PLAIN then
+      redis.call('SREM', key_of('lanes', lane.queue .. ' ' .. tenant), lane.sublane)
+    end
+  end
+  for _, queue in ipairs(flow.queues) do
+    local tenants, key = key_of('tenants', queue), key_of('turns', queue)
+    if left[queue] or redis.call('EXISTS', key_of('lanes', queue .. ' ' .. tenant)) == 1 then
+      if waiting > 1 and flow.started > 0 then redis.call('ZADD', tenants, flow.pass, tenant) end
+      if claims >= limit then wake(queue) end
+    else
+      redis.call('ZREM', tenants, tenant)
+      if waiting > 1 then redis.call('ZADD', key, flow.pass, tenant) end
+    end
+  end
+end
+if waiting > 1 then
+  for _, queue in ipairs(queues) do
+    local first = redis.call('ZRANGE', key_of('tenants', queue), 0, 0, 'WITHSCORES')
+    redis.call('ZREMRANGEBYSCORE', key_of('turns', queue), '-inf', first[2] or '+inf')
+  end
+end
+return { whole(now), claimed, lost }

@@ -1,0 +1,396 @@
+"""The queue in Redis or Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from svc_infra._optional import need
+from svc_infra.db import Outbox, OutboxMessage
+from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, SvcInfraError, UnavailableError
+from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue
+from svc_infra.jobs.job import (
+    DEFAULT_BACKOFF_SECONDS,
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_MAX_CRASHES,
+    Job,
+    JobState,
+    NewJob,
+    check_name,
+)
+from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
+from svc_infra.jobs.redis.gather import Gatherer
+from svc_infra.jobs.redis.hashes import duration, micros, moment_of, read_job, to_store
+from svc_infra.jobs.redis.scripts import script
+from svc_infra.redis import connect, translating
+from svc_infra.types import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis, RedisCluster
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+OUTBOX_TOPIC = "jobs"
+LIST_LIMIT_LOOKED = 10_000
+"""How many jobs of each state `list` looks through for those that are asked for."""
+RETRY_LIMIT_LOOKED = 100_000
+"""How many dead jobs `retry_many` looks through."""
+BLOCK_SECONDS = 2.0
+"""The longest that one blocking command of `wait` lasts; less than any sensible socket timeout."""
+
+VOID_SECONDS = 60
+"""How long a claim that was given up is forbidden to be made."""
+
+_log = logging.getLogger(__name__)
+_pack = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """On what terms a worker claims; `room` is how many more jobs it would have taken."""
+
+    worker_id: str
+    queues: tuple[str, ...]
+    lease_seconds: float
+    room: int
+
+    def serve_like(self, other: _Terms) -> bool:
+        return (self.worker_id, self.queues) == (other.worker_id, other.queues)
+
+
+class RedisJobQueue(CheckedQueue):
+    """Keeps jobs in Redis (6.2 or newer) or Valkey; every step is one Lua script, so none is ever half done.
+
+    What can be lost is what the server forgets. Without persistence a restart loses everything; with
+    `appendfsync everysec` a crash of its machine loses about the last second, with `always` nothing that was
+    answered. A failover loses what the new primary had not received, as replication is asynchronous: jobs that were
+    stored just before are gone, acknowledged ones run again, unique keys can be taken twice. `maxmemory-policy` must
+    be `noeviction`: any other deletes jobs, which `reserve` can only report (`jobs.lost`). What may not be lost
+    belongs in `SqlJobQueue`.
+
+    With an outbox, `enqueue(session=)` writes the job in the caller's unit of work; `relay` stores it here after the
+    commit, once. The message, payload included, is at most 1 MiB; the id given back is not the kept one if another
+    job takes the unique key before the relay comes.
+
+    Args:
+        client: A client that answers in bytes (`svc_infra.redis.connect`), or a URL, whose client `close` closes.
+        prefix: The keys begin with `{prefix}:`; the braces put them into one slot of a cluster.
+        outbox: Where `enqueue(session=)` writes; an `OutboxRelay` must have `relay` for the topic "jobs".
+        clock: Where the time comes from; by default the server's clock, which all workers share.
+        max_finished: Succeeded and cancelled jobs kept, unique keys included; the oldest go first. Dead ones all stay.
+        max_attempts, backoff_seconds: For jobs that are enqueued without their own.
+        max_crashes: A job that has crashed so often goes to the dead letter.
+
+    Raises:
+        ConfigurationError: The URL cannot be understood, or the client does not answer in bytes.
+        MissingExtraError: redis is not installed.
+    """
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster | str,
+        *,
+        prefix: str = "jobs",
+        outbox: Outbox | None = None,
+        clock: Clock | None = None,
+        max_finished: int = 10_000,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        backoff_seconds: float = DEFAULT_BACKOFF_SECONDS,
+        max_crashes: int = DEFAULT_MAX_CRASHES,
+    ) -> None:
+        super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds, max_crashes=max_crashes)
+        self._url = client if isinstance(client, str) else None
+        self._client: Any = connect(client) if isinstance(client, str) else client
+        if _answers_in_text(self._client):
+            raise ConfigurationError("RedisJobQueue needs a client that answers in bytes: leave decode_responses off.")
+        self._name = check_name("prefix", prefix)
+        self._prefix = "{" + prefix + "}"
+        self._outbox = outbox
+        self._clock = clock
+        self._max_finished = max_finished
+        self._inserts = Gatherer(self._insert)
+        self._acks = Gatherer(self._acknowledge)
+        self._terms = _Terms("", ("default",), 0.0, 0)  # of the last claim
+        self._ahead: builtins.list[Job] = []  # what `wait` has claimed for the next `reserve`
+        self._tidying: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Hand back what nobody took, and close the connections, unless they are the caller's."""
+        ahead, self._ahead = self._ahead, []
+        for job in ahead:
+            await self._release(job, 0.0)
+        await asyncio.gather(*self._tidying)
+        if self._url is not None:
+            await self._client.aclose()
+
+    @property
+    def stores_in_sessions(self) -> bool:
+        """Whether it has an outbox, with which it can store jobs in a database's sessions."""
+        return self._outbox is not None
+
+    async def relay(self, message: OutboxMessage) -> None:
+        """Store a job that was enqueued in a unit of work; the handler of the outbox topic "jobs"."""
+        job = msgspec.convert(message.payload, NewJob)
+        age = (SystemClock().now() - message.created_at).total_seconds()
+        # The message may come twice: then the id is there already.
+        await self._inserts([replace(job, delay_seconds=max(0.0, job.delay_seconds - age), chosen_id=True)])
+
+    def heart(self) -> AbstractAsyncContextManager[JobQueue] | None:
+        """See `JobQueue.heart`. There is one for a queue that was made from a URL."""
+        return None if self._url is None else self._apart(self._url)
+
+    @asynccontextmanager
+    async def _apart(self, url: str) -> AsyncIterator[JobQueue]:
+        apart = RedisJobQueue(url, prefix=self._name, clock=self._clock)
+        try:
+            yield apart
+        finally:
+            await apart.close()
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """See `JobQueue.wait`. One waiting worker of the served queues is woken for each job, in any process.
+
+        What it is woken for it claims in the same round trip, as `reserve` did last; the next `reserve` gives that.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_seconds
+        woken = False
+        while not woken and (left := end - loop.time()) > 0:
+            block = max(0.01, min(left, BLOCK_SECONDS))
+            try:
+                async with asyncio.timeout(block + 1.0):
+                    woken = await self._look_out(block)
+            except (UnavailableError, TimeoutError) as error:  # the next `reserve` tells the worker
+                _log.warning("jobs.wait_failed", exc_info=error)
+                await asyncio.sleep(max(0.0, end - loop.time()))
+
+    async def _look_out(self, block_seconds: float) -> bool:
+        keys = [f"{self._prefix}:wake:{name}" for name in self._terms.queues]
+        pool = getattr(self._client, "connection_pool", None)
+        if self._terms.room < 1 or self._ahead or self._clock is not None or pool is None:
+            with translating():
+                return bool(await self._client.blpop(keys, timeout=block_seconds))
+        terms, token = self._terms, secrets.token_hex(16)
+        claim = (script("reserve")[1], 1, self._prefix, "", *self._claim_arguments(terms, terms.room, token, True))
+        connection = None
+        try:
+            with translating():
+                connection = await pool.get_connection()
+                commands = (("BLPOP", *keys, block_seconds), ("EVALSHA", *claim))
+                await connection.send_packed_command(connection.pack_commands(commands))
+                woken, claimed = [await connection.read_response() for _ in commands]
+        except BaseException:  # cancelled or cut off: the server may have claimed all the same
+            tidying = asyncio.create_task(self._abandon(token))
+            self._tidying.add(tidying)
+            tidying.add_done_callback(self._tidying.discard)
+            raise
+        finally:
+            if connection is not None:
+                await pool.release(connection)
+        self._ahead = self._claimed(terms, token, claimed)
+        return bool(woken or self._ahead)
+
+    async def _abandon(self, token: str) -> None:
+        try:
+            await self._run("abandon", token, VOID_SECONDS, self._max_finished)
+        except (SvcInfraError, asyncio.CancelledError) as error:  # the end of their leases gives them to others
+            _log.warning("jobs.abandon_failed", exc_info=error)
+
+    async def get(self, job_id: str) -> Job | None:
+        """See `JobStore.get`."""
+        with translating():
+            fields = await self._client.hgetall(f"{self._prefix}:job:{job_id}")
+        return read_job(job_id, [part for field in fields.items() for part in field]) if fields else None
+
+    async def retry(self, job_id: str) -> None:
+        """See `JobStore.retry`."""
+        _check_was(await self._run("retry", job_id), job_id, JobState.DEAD, JobState.CANCELLED)
+
+    async def cancel(self, job_id: str) -> None:
+        """See `JobStore.cancel`."""
+        _check_was(await self._run("cancel", job_id, self._max_finished), job_id, JobState.READY, JobState.RUNNING)
+
+    async def stats(self) -> QueueStats:
+        """See `JobStore.stats`."""
+        with translating():
+            async with self._client.pipeline(transaction=False) as pipe:
+                for state in JobState:
+                    pipe.zcard(f"{self._prefix}:{state}")
+                counts = await pipe.execute()
+        age = max((queue.oldest_due_age_seconds for queue in await self.queues()), default=0.0)
+        return QueueStats(dict(zip(JobState, counts, strict=True)), age)
+
+    async def queues(self) -> builtins.list[QueueInfo]:
+        """See `JobStore.queues`."""
+        found = []
+        for name, ready, running, age, paused, configured in await self._run("queues"):
+            known = msgspec.json.decode(configured) if configured else {}
+            if period := known.pop("period", None):
+                known["period_seconds"] = period / 1e6
+            info = QueueInfo(name=name.decode(), ready=ready, running=running, paused=bool(paused), **known)
+            found.append(replace(info, oldest_due_age_seconds=age / 1e6))
+        return sorted(found, key=lambda info: info.name)
+
+    async def _list(
+        self, state: JobState | None, equal: Mapping[str, str], before: str | None, limit: int
+    ) -> builtins.list[Job]:
+        states = [state] if state is not None else list(JobState)
+        wanted = (part for field in equal.items() for part in field)
+        found = await self._run("list", limit, LIST_LIMIT_LOOKED, before or "", len(states), *states, *wanted)
+        jobs = [read_job(job_id.decode(), fields) for job_id, fields in found if fields]
+        return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
+
+    async def _retry_many(self, equal: Mapping[str, str], limit: int, spacing_seconds: float) -> int:
+        wanted = (part for field in equal.items() for part in field)
+        return int(await self._run("retry_many", limit, RETRY_LIMIT_LOOKED, duration(spacing_seconds), *wanted))
+
+    async def _edit(self, job_id: str, payload: str) -> None:
+        _check_was(await self._run("edit", job_id, payload), job_id, JobState.READY, JobState.DEAD)
+
+    async def _purge(self, older_than_seconds: float, limit: int, dead: bool) -> int:
+        return int(await self._run("purge", duration(older_than_seconds), limit, "buried" if dead else "finished"))
+
+    async def _pause(self, queue: str, paused: bool) -> None:
+        await self._run("configure", queue, "pause" if paused else "resume")
+
+    async def _configure(self, queue: QueueInfo) -> None:
+        known: dict[str, Any] = {"concurrency": queue.concurrency, "rate": queue.rate, "weights": queue.weights}
+        kept = {name: value for name, value in known.items() if value}
+        if kept:
+            kept["period"] = duration(queue.period_seconds)
+        await self._run("configure", queue.name, msgspec.json.encode(kept) if kept else "")
+
+    async def _store(self, jobs: Sequence[NewJob], session: AsyncSession | None) -> builtins.list[str]:
+        if session is None:
+            return list(await self._inserts(jobs))
+        if self._outbox is None:
+            raise ConfigurationError(
+                "This queue is not in the session's database: give RedisJobQueue an outbox, and its relay the "
+                f'handler of the topic "{OUTBOX_TOPIC}", or use SqlJobQueue.'
+            )
+        kept = []
+        for job in jobs:
+            holder = await self._holder(job)
+            if holder is None:
+                await self._outbox.add(session, OUTBOX_TOPIC, msgspec.to_builtins(job))
+            kept.append(job.id if holder is None else holder)
+        return kept
+
+    async def _holder(self, job: NewJob) -> str | None:
+        """The job that is kept instead, whatever becomes of the unit of work."""
+        if (unique := job.unique) is None or unique.on_conflict != "skip":
+            return None
+        window = 0 if unique.window_seconds is None else duration(unique.window_seconds)
+        holder = await self._run("holder", unique.key, window, *unique.states)
+        return None if holder is None else str(holder.decode())
+
+    async def _insert(self, jobs: Sequence[NewJob]) -> builtins.list[str]:
+        ids = [job.id for job in jobs]
+        others = await self._run("enqueue", _pack([to_store(job) for job in jobs]))
+        for place, kept in zip(others[::2], others[1::2], strict=True):
+            ids[place - 1] = kept.decode()
+        return ids
+
+    async def _claim(
+        self, worker_id: str, queues: builtins.list[str], limit: int, lease_seconds: float
+    ) -> builtins.list[Job]:
+        terms, ahead = _Terms(worker_id, tuple(queues), lease_seconds, limit), self._ahead
+        if ahead and terms.serve_like(self._terms):
+            jobs, self._ahead = ahead[:limit], ahead[limit:]
+        else:
+            token = secrets.token_hex(16)
+            jobs = self._claimed(
+                terms, token, await self._run("reserve", *self._claim_arguments(terms, limit, token, False))
+            )
+        self._terms = replace(terms, room=limit - len(jobs))
+        return jobs
+
+    def _claim_arguments(self, terms: _Terms, limit: int, token: str, revocable: bool) -> tuple[str | int, ...]:
+        bounds = (SWEEP_LIMIT_JOBS, self._max_crashes, self._max_finished)
+        void = f"{self._prefix}:void:{token}" if revocable else ""
+        lease = duration(terms.lease_seconds)
+        return (terms.worker_id, limit, lease, token, *bounds, LEASE_ENDED, void, *terms.queues)
+
+    def _claimed(self, terms: _Terms, token: str, answer: Any) -> builtins.list[Job]:
+        now, claimed, lost = answer
+        for job_id in lost:
+            _log.error("jobs.lost", extra={"job_id": job_id.decode(), "reason": "its hash is gone from Redis"})
+        claim = {
+            "state": JobState.RUNNING,
+            "worker_id": terms.worker_id,
+            "started_at": moment_of(now),
+            "lease_expires_at": moment_of(int(now) + duration(terms.lease_seconds)),
+        }
+        return [
+            read_job(job_id.decode(), fields, claim | {"token": f"{token}-{number.decode()}"})
+            for job_id, number, fields in claimed
+        ]
+
+    async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
+        attempts = (part for job in jobs for part in (job.id, job.token or ""))
+        held, cancelled = await self._run("heartbeat", duration(lease_seconds), *attempts)
+        return Beat(frozenset(one.decode() for one in held), frozenset(one.decode() for one in cancelled))
+
+    async def _succeed(self, job: Job, result: str | None, session: AsyncSession | None) -> bool:
+        _refuse_session(session)
+        return bool(await self._succeed_many([(job, result)]))
+
+    async def _succeed_many(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
+        answers = await self._acks(results)
+        return {job.id for (job, _), answer in zip(results, answers, strict=True) if answer}
+
+    async def _acknowledge(self, results: Sequence[tuple[Job, str | None]]) -> Sequence[int]:
+        attempts = [
+            (job.id, job.token or "") if result is None else (job.id, job.token or "", result)
+            for job, result in results
+        ]
+        answers: Sequence[int] = await self._run("ack", self._max_finished, _pack(attempts))
+        return answers
+
+    async def _fail(
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+    ) -> JobState | None:
+        attempt = (job.id, job.token or "", self._max_finished, duration(delay_seconds))
+        state = await self._run("fail", *attempt, end or "", error, fingerprint)
+        return None if state is None else JobState(state.decode())
+
+    async def _release(self, job: Job, delay_seconds: float) -> bool:
+        attempt = (job.id, job.token or "", self._max_finished)
+        return bool(await self._run("release", *attempt, duration(delay_seconds)))
+
+    async def _progress(self, job: Job, done: int, total: int, session: AsyncSession | None) -> bool:
+        _refuse_session(session)
+        return bool(await self._run("progress", job.id, job.token or "", done, total))
+
+    async def _run(self, name: str, *arguments: str | int | bytes) -> Any:
+        """Run one script: by its hash, and again with its text when the server does not know it."""
+        text, digest = script(name)
+        now = "" if self._clock is None else micros(self._clock.now())
+        with translating():
+            try:
+                return await self._client.evalsha(digest, 1, self._prefix, now, *arguments)
+            except need("redis.exceptions").NoScriptError:
+                return await self._client.eval(text, 1, self._prefix, now, *arguments)
+
+
+def _answers_in_text(client: Any) -> bool:
+    return bool(client.get_encoder().decode_responses)
+
+
+def _refuse_session(session: AsyncSession | None) -> None:
+    if session is not None:
+        raise ConfigurationError("A queue in Redis cannot finish a job in a transaction: use SqlJobQueue.")
+
+
+def _check_was(state: bytes | None, job_id: str, *states: JobState) -> None:
+    if state is None:
+        raise NotFoundError("Job", job_id)
+    if JobState(state.decode()) not in states:
+        raise ConflictError(f"The job is {state.decode()}.")

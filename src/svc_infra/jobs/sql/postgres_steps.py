@@ -1,0 +1,298 @@
+"""The steps that a queue takes most often, as PostgreSQL does them best: straight to the driver, many jobs at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.util import greenlet_spawn
+
+from svc_infra._optional import need
+from svc_infra.db import AsyncDatabase
+from svc_infra.db.errors import translated
+from svc_infra.errors import UnavailableError
+from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
+from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, queue_key
+from svc_infra.jobs.job import AGEING_SECONDS, FORMAT_VERSION, Job, NewJob
+from svc_infra.jobs.queue import QueueInfo
+from svc_infra.jobs.sql.models import JOB_COLUMNS, info_of, job_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+CHANNEL = "svc_jobs"
+"""Where processes tell each other of jobs that came: their own mark, queue, state, rank or time, limit key, tenant."""
+
+_NOW = "coalesce($1::timestamptz, statement_timestamp())"
+_JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
+_STARTED = f"""
+UPDATE svc_jobs j SET state = 'running', attempts = j.attempts + 1, started_at = {_NOW},
+    token = gen_random_uuid()::text, worker_id = $2, lease_expires_at = {_NOW} + $3::interval
+"""  # noqa: S608
+
+# In the order of the arrays that `_arrays` makes.
+_INSERT = f"""
+WITH stored AS (
+    INSERT INTO svc_jobs (id, name, queue, state, priority, max_attempts, backoff_seconds, timeout_seconds, payload,
+        context, unique_key, created_at, available_at, tenant, version, limit_key, limit_concurrency, limit_rate,
+        limit_period_seconds, rank)
+    SELECT n.id, n.name, n.queue, CASE WHEN d.due > d.now THEN 'scheduled' ELSE 'ready' END, n.priority,
+        n.max_attempts, n.backoff_seconds, n.timeout_seconds, n.payload, n.context, n.unique_key, d.now, d.due,
+        n.tenant, {FORMAT_VERSION}, n.limit_key, n.limit_concurrency, n.limit_rate, n.limit_period_seconds,
+        (extract(epoch FROM d.due) * 1000000)::bigint - n.priority * {round(AGEING_SECONDS * 1e6)}::bigint
+    FROM unnest($2::text[], $3::text[], $4::text[], $5::smallint[], $6::int[], $7::float8[], $8::float8[], $9::text[],
+        $10::text[], $11::text[], $12::float8[], $13::timestamptz[], $14::text[], $15::text[], $16::int[], $17::int[],
+        $18::float8[])
+        AS n(id, name, queue, priority, max_attempts, backoff_seconds, timeout_seconds, payload, context, unique_key,
+            delay, at, tenant, limit_key, limit_concurrency, limit_rate, limit_period_seconds),
+        LATERAL (SELECT {_NOW} AS now,
+            greatest({_NOW}, coalesce(n.at, {_NOW} + n.delay * interval '1 second')) AS due) d
+    ON CONFLICT DO NOTHING
+    RETURNING queue, tenant, limit_key, state, rank, available_at, created_at
+)
+SELECT queue, tenant, limit_key, state, min(rank) AS rank, min(available_at - created_at) AS wait, count(*) AS jobs,
+    (extract(epoch FROM min(available_at)) * 1000000)::bigint AS due
+FROM stored GROUP BY queue, tenant, limit_key, state
+"""  # noqa: S608
+
+# It gives a transaction a number, so that it would wait for the disk; nothing is lost that the next look does not find.
+_NOTIFY = f"""
+SELECT pg_notify('{CHANNEL}', payload), set_config('synchronous_commit', 'off', true) FROM unnest($1::text[]) payload
+"""  # noqa: S608
+
+_SWEEP = f"""
+WITH ended AS (
+    SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
+        SELECT id FROM svc_jobs WHERE state = 'running' AND queue = q.queue AND lease_expires_at <= {_NOW}
+            AND lease_expires_at > {_NOW} - $3::interval
+        ORDER BY lease_expires_at LIMIT {SWEEP_LIMIT_JOBS} FOR UPDATE SKIP LOCKED) h
+), due AS (
+    SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
+        SELECT id FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue AND available_at <= {_NOW}
+        ORDER BY available_at LIMIT {SWEEP_LIMIT_JOBS} FOR UPDATE SKIP LOCKED) h
+)
+UPDATE svc_jobs SET
+    state = CASE WHEN state = 'scheduled' THEN 'ready' WHEN cancel_requested THEN 'cancelled'
+        WHEN crashes + 1 >= $4 THEN 'dead' ELSE 'ready' END,
+    finished_at = CASE WHEN state = 'running' AND (cancel_requested OR crashes + 1 >= $4) THEN {_NOW} END,
+    crashes = crashes + (state = 'running')::int,
+    last_error = CASE WHEN state = 'running' THEN concat('{LEASE_ENDED.replace("'", "''")} Held by ', worker_id,
+        ', started at ', started_at, ', lease until ', lease_expires_at, '.') ELSE last_error END,
+    token = NULL, lease_expires_at = NULL
+WHERE id = ANY(ARRAY(SELECT id FROM ended UNION ALL SELECT id FROM due))
+RETURNING queue, tenant, limit_key, rank, state = 'ready' AS ready
+"""  # noqa: S608
+
+_NEXT = f"""
+SELECT {_NOW} AS now, (SELECT min(h.available_at) FROM unnest($2::text[]) q(queue), LATERAL (
+    SELECT available_at FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue ORDER BY available_at LIMIT 1) h)
+    AS due
+"""  # noqa: S608
+
+# A loose index scan: from one lane straight to the next, however many jobs wait in each.
+_LANES = """
+WITH RECURSIVE lane AS (
+    (SELECT q.queue, h.* FROM unnest($1::text[]) q(queue), LATERAL (
+        SELECT tenant, limit_key, rank, id FROM svc_jobs WHERE state = 'ready' AND queue = q.queue AND tenant > $2
+        ORDER BY tenant, limit_key, rank, id LIMIT 1) h)
+    UNION ALL
+    SELECT l.queue, h.* FROM lane l, LATERAL (
+        SELECT tenant, limit_key, rank, id FROM svc_jobs
+        WHERE state = 'ready' AND queue = l.queue AND (tenant, limit_key) > (l.tenant, l.limit_key)
+        ORDER BY tenant, limit_key, rank, id LIMIT 1) h
+)
+SELECT queue, tenant, limit_key, rank, id FROM lane LIMIT $3
+"""
+_CONFIGURED = "SELECT name, paused, concurrency, rate, period_seconds, weights FROM svc_job_queues WHERE name = ANY($1)"
+
+_FROM_LANES = """
+    unnest({lanes}) l(queue, tenant, limit_key, floor, floor_id, take), LATERAL (
+        SELECT id, rank, limit_concurrency, limit_rate, limit_period_seconds FROM svc_jobs
+        WHERE state = 'ready' AND queue = l.queue AND tenant = l.tenant AND limit_key = l.limit_key
+            AND (rank, id) >= (l.floor, l.floor_id)
+        ORDER BY rank, id LIMIT l.take FOR UPDATE SKIP LOCKED) h
+"""
+_TYPES = "${}::text[], ${}::text[], ${}::text[], ${}::bigint[], ${}::text[], ${}::int[]"
+# An array of ids keeps the planner on the primary key, however many rows it expects.
+_CLAIM = f"""
+WITH heads AS MATERIALIZED (
+    SELECT h.id, l.take, row_number() OVER (PARTITION BY l.tenant ORDER BY h.rank, h.id) AS place
+    FROM {_FROM_LANES.format(lanes=_TYPES.format(4, 5, 6, 7, 8, 9))}
+    WHERE l.limit_key = '' AND NOT EXISTS (SELECT FROM svc_job_queues c
+        WHERE c.name = l.queue AND (c.paused OR c.concurrency IS NOT NULL OR c.rate IS NOT NULL))
+)
+{_STARTED} WHERE j.id = ANY(ARRAY(SELECT id FROM heads WHERE place <= take)) RETURNING {_JOB}, j.rank
+"""  # noqa: S608
+_HEADS = f"""
+SELECT l.queue, l.tenant, l.limit_key, h.id, h.rank, h.limit_concurrency, h.limit_rate, h.limit_period_seconds
+FROM {_FROM_LANES.format(lanes=_TYPES.format(1, 2, 3, 4, 5, 6))}
+"""  # noqa: S608
+_START = f"{_STARTED} WHERE j.id = ANY($4::text[]) RETURNING {_JOB}, j.rank"
+_MICROS = f"SELECT (extract(epoch FROM {_NOW}) * 1000000)::bigint"  # noqa: S608
+_KEYS = "INSERT INTO svc_job_limits (key, due) SELECT key, 0 FROM unnest($1::text[]) key ON CONFLICT DO NOTHING"
+_LOCK = "SELECT key, due FROM svc_job_limits WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE"
+_RUNNING = """
+SELECT limit_key AS key, count(*) AS jobs FROM svc_jobs
+WHERE state = 'running' AND limit_key <> '' AND limit_key = ANY($1::text[]) GROUP BY limit_key
+UNION ALL
+SELECT 'queue ' || queue, count(*) FROM svc_jobs WHERE state = 'running' AND queue = ANY($2::text[]) GROUP BY queue
+"""
+_SPEND = """
+UPDATE svc_job_limits l SET due = n.due FROM unnest($1::text[], $2::bigint[]) n(key, due) WHERE l.key = n.key
+"""
+_ACK = f"""
+UPDATE svc_jobs j SET state = 'succeeded', finished_at = {_NOW}, token = NULL, lease_expires_at = NULL,
+    result = n.result
+FROM unnest($2::text[], $3::text[], $4::text[]) n(id, token, result)
+WHERE j.id = n.id AND j.token = n.token AND j.state = 'running' RETURNING j.id
+"""  # noqa: S608
+
+
+class PostgresSteps:
+    """Runs these steps, each in a transaction of its own unless it is given a unit of work.
+
+    Args:
+        db: The database, whose pool the connections come from.
+    """
+
+    def __init__(self, db: AsyncDatabase) -> None:
+        self._db = db
+        asyncpg = need("asyncpg")
+        own = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+        self._errors: tuple[type[Exception], ...] = (*own, SQLAlchemyError, OSError)
+
+    async def fetch(self, statement: str, *values: Any) -> list[Any]:
+        """Run one statement, which is a transaction: no round trips for BEGIN and COMMIT."""
+        async with self.connection() as driver:
+            return list(await driver.fetch(statement, *values))
+
+    @asynccontextmanager
+    async def connection(self, *, kept: bool = False) -> AsyncIterator[Any]:
+        """A connection of asyncpg, from the pool; one whose user was cancelled or failed is not used again.
+
+        Args:
+            kept: It stays open after the block, and out of the pool.
+        """
+        driver: Any = None
+        try:
+            pooled = await self._db.engine.raw_connection()
+            driver = pooled.driver_connection
+            try:
+                yield driver
+                if kept:
+                    pooled.detach()
+            except BaseException:
+                await greenlet_spawn(pooled.invalidate)
+                raise
+            finally:
+                if not kept:
+                    await greenlet_spawn(pooled.close)
+        except self._errors as error:
+            if driver is not None and driver.is_closed():
+                raise UnavailableError("The connection to the database was lost.", retry_after_seconds=1) from error
+            raise translated(error) from error
+
+    async def insert(self, jobs: Sequence[NewJob], now: datetime | None, session: AsyncSession | None) -> list[Any]:
+        """Store jobs whose ids and unique keys are free; what was stored, as lanes."""
+        values = (now, *_arrays(jobs))
+        if session is None:
+            return await self.fetch(_INSERT, *values)
+        return list(await (await session.connection()).exec_driver_sql(_INSERT, values))
+
+    async def notify(self, payloads: Sequence[str]) -> None:
+        """Tell every process that listens."""
+        await self.fetch(_NOTIFY, payloads)
+
+    async def sweep(
+        self, queues: Sequence[str], now: datetime | None, back: timedelta, max_crashes: int
+    ) -> tuple[list[Any], Any]:
+        """Put back what is due and whose lease ended; the lanes of those, the time, and when the next is due."""
+        async with self.connection() as driver:
+            moved = list(await driver.fetch(_SWEEP, now, queues, back, max_crashes))
+            return moved, await driver.fetchrow(_NEXT, now, queues)
+
+    async def lanes(self, queues: Sequence[str], after: str | None, limit: int) -> list[Any]:
+        """The lanes in which jobs wait, and the place of each lane's first."""
+        return await self.fetch(
+            _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''"), queues, after or "", limit
+        )
+
+    async def configured(self, queues: Sequence[str]) -> dict[str, QueueInfo]:
+        """The queues among these that are paused or configured."""
+        return {row["name"]: info_of(row) for row in await self.fetch(_CONFIGURED, queues)}
+
+    async def claim(
+        self, claimant: str, now: datetime | None, lease: timedelta, lanes: Sequence[tuple[Any, ...]]
+    ) -> list[tuple[Job, int]]:
+        """Start jobs of lanes without limits: so many of each tenant as its lanes' `take` says. With their ranks."""
+        rows = await self.fetch(_CLAIM, now, claimant, lease, *map(list, zip(*lanes, strict=True)))
+        return [(job_of(row), row["rank"]) for row in rows]
+
+    async def claim_limited(
+        self,
+        claimant: str,
+        now: datetime | None,
+        lease: timedelta,
+        lanes: Sequence[tuple[Any, ...]],
+        limit: int,
+        turns: Turns,
+        weights: Mapping[str, float],
+    ) -> list[tuple[Job, int]]:
+        """Start jobs as far as limits allow, which are locked from the look at them to the commit."""
+        queues = sorted({lane[0] for lane in lanes})
+        async with self.connection() as driver, driver.transaction():
+            configured = {row["name"]: info_of(row) for row in await driver.fetch(_CONFIGURED, queues)}
+            limited = [name for name, info in configured.items() if info.is_limited]
+            keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
+            await driver.execute(_KEYS, keys)
+            due = {row["key"]: row["due"] for row in await driver.fetch(_LOCK, keys)}
+            moment = await driver.fetchval(_MICROS, now)
+            running = {row["key"]: row["jobs"] for row in await driver.fetch(_RUNNING, keys, limited)}
+            heads = [
+                Head(row[4], row[3], Lane(*row[:3]), row[5], row[6], row[7] or 60.0)
+                for row in await driver.fetch(_HEADS, *map(list, zip(*lanes, strict=True)))
+            ]
+            gate = Gate(moment, configured, running, dict(due))
+            chosen = turns.choose(
+                [head for head in heads if head.lane.limit_key in due or not head.lane.limit_key], limit, gate, weights
+            )
+            rows = await driver.fetch(_START, now, claimant, lease, [head.id for head in chosen])
+            spent = sorted(key for key, at in gate.due.items() if at != due.get(key))
+            await driver.execute(_SPEND, spent, [gate.due[key] for key in spent])
+        return [(job_of(row), row["rank"]) for row in rows]
+
+    async def succeed(self, results: Sequence[tuple[Job, str | None]], now: datetime | None) -> set[str]:
+        """Finish these jobs; the ids of those that were held."""
+        arrays = [job.id for job, _ in results], [job.token for job, _ in results], [result for _, result in results]
+        return {row[0] for row in await self.fetch(_ACK, now, *arrays)}
+
+
+def _arrays(jobs: Sequence[NewJob]) -> list[list[Any]]:
+    rows = (
+        (
+            job.id,
+            job.name,
+            job.queue,
+            job.priority,
+            job.max_attempts,
+            job.backoff_seconds,
+            job.timeout_seconds,
+            job.payload,
+            job.context,
+            None if job.unique is None else job.unique.key,
+            job.delay_seconds,
+            job.at,
+            job.tenant,
+            *_limit(job),
+        )
+        for job in jobs
+    )
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _limit(job: NewJob) -> tuple[Any, ...]:
+    limit = job.limit
+    return ("", None, None, None) if limit is None else (limit.key, limit.concurrency, limit.rate, limit.period_seconds)

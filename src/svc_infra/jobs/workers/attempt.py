@@ -1,0 +1,100 @@
+"""One job in a worker's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import StrEnum
+from typing import Any
+
+from svc_infra.jobs.context import JobContext
+from svc_infra.jobs.job import Job
+from svc_infra.jobs.task import Task
+from svc_infra.wiring import Wiring
+
+
+class Stop(StrEnum):
+    """Why a running attempt was told to end."""
+
+    LOST = "lost"  # another attempt holds the job
+    CANCELLED = "cancelled"  # somebody cancelled the job
+    DEADLINE = "deadline"
+    DRAIN = "drain"
+
+
+class Attempt:
+    """One job in a worker's hands.
+
+    Attributes:
+        job, task: What runs; None for a task that this worker does not have.
+        running: What runs it, once it has been started.
+        started: There is a handler to stop; before, the job can be handed back as it is.
+        finishing: The handler has ended; what is left is to tell the queue.
+        completing: That is left to `Completions`.
+        thread: The function that runs in one, where it does.
+        written: The progress that the queue knows.
+        seconds: How long the handler ran.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_timer",
+        "completing",
+        "context",
+        "finishing",
+        "job",
+        "running",
+        "seconds",
+        "started",
+        "stopped",
+        "task",
+        "thread",
+        "written",
+    )
+
+    def __init__(self, job: Job, task: Task[..., Any] | None = None, wiring: Wiring | None = None) -> None:
+        self.job = job
+        self.task = task
+        self.context = JobContext(job, wiring)
+        self.running: asyncio.Task[None] | None = None
+        self.thread: asyncio.Future[tuple[bool, Any]] | None = None
+        self.stopped: Stop | None = None
+        self.started = False
+        self.finishing = False
+        self.completing = False
+        self.written: tuple[int, int] | None = None
+        self.seconds = 0.0
+        self._begun = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether a thread runs the function: it can be asked to stop, but not be made to."""
+        return self.thread is not None and not self.thread.done()
+
+    def begin(self, timeout_seconds: float | None) -> None:
+        """The handler starts now; stop it when its time is up."""
+        self.started = True
+        self._begun = time.perf_counter()
+        if timeout_seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(timeout_seconds, self.stop, Stop.DEADLINE)
+
+    def finish(self) -> None:
+        """The handler has ended; nothing stops the rest."""
+        if not self.finishing:
+            self.finishing = True
+            self.seconds = time.perf_counter() - self._begun
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def stop(self, why: Stop) -> None:
+        """Tell the handler to end, while it runs; one that has not begun will not, unless the worker just drains."""
+        if self.stopped is not None or self.finishing:
+            return
+        if self.started:
+            self.stopped = why
+            self.context.cancelled = True
+            if self.running is not None:
+                self.running.cancel()
+        elif why in (Stop.LOST, Stop.CANCELLED):
+            self.stopped = why

@@ -1,0 +1,169 @@
+"""Claims, turns and gathered calls of the queue in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio as redis
+
+from svc_infra.jobs.job import Job, JobState, Limit
+from svc_infra.jobs.redis.queue import RedisJobQueue, _Terms
+from svc_infra.obs.context import Context, enter, leave
+
+
+@pytest.fixture
+async def client(valkey_url: str) -> AsyncIterator[redis.Redis]:
+    async with redis.Redis.from_url(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def queue(valkey_url: str) -> AsyncIterator[RedisJobQueue]:
+    queue = RedisJobQueue(valkey_url)
+    yield queue
+    await queue.close()
+
+
+async def claim_one(queue: RedisJobQueue) -> Job:
+    (job,) = await queue.reserve(worker_id="worker")
+    return job
+
+
+async def blocked(queue: RedisJobQueue, clients: int) -> None:
+    """Wait until the server holds this many blocked clients."""
+    async with asyncio.timeout(5):
+        while (await queue._client.info("clients"))["blocked_clients"] < clients:
+            await asyncio.sleep(0.01)
+
+
+# ------------------------------------------------------------------------------------------- claiming while one waits
+
+
+async def test_what_wakes_a_waiting_worker_is_claimed_for_its_next_look(valkey_url: str, queue: RedisJobQueue) -> None:
+    assert await queue.reserve(worker_id="w", limit=2) == []
+    waiting = asyncio.create_task(queue.wait(30))
+    other = RedisJobQueue(valkey_url)
+    await blocked(other, 1)
+    await other.enqueue("a", {"n": 1})
+    await asyncio.wait_for(waiting, timeout=5)
+    assert [job.state for job in await other.list()] == [JobState.RUNNING]
+    (job,) = await queue.reserve(worker_id="w", limit=2)
+    assert (job.payload, job.attempts, job.worker_id) == ({"n": 1}, 1, "w")
+    await queue.ack(job)
+    await other.close()
+
+
+async def test_a_worker_that_closes_hands_back_what_waiting_claimed_for_it(
+    valkey_url: str, queue: RedisJobQueue
+) -> None:
+    gone = RedisJobQueue(valkey_url)
+    assert await gone.reserve(worker_id="gone") == []
+    await queue.enqueue("a")
+    await gone.wait(5)
+    assert [job.state for job in await queue.list()] == [JobState.RUNNING]
+    await gone.close()
+    job = await claim_one(queue)
+    assert (job.attempts, job.crashes) == (1, 0)
+
+
+async def test_a_claim_whose_answer_nobody_reads_is_handed_back_unspent(queue: RedisJobQueue) -> None:
+    await queue.enqueue("a")
+    unread = await queue._run("reserve", *queue._claim_arguments(terms(), 5, "t" * 32, True))
+    assert len(unread[1]) == 1
+    await queue._abandon("t" * 32)
+    job = await claim_one(queue)
+    assert (job.attempts, job.crashes, job.worker_id) == (1, 0, "worker")
+
+
+async def test_a_claim_that_was_given_up_before_the_server_saw_it_is_never_made(queue: RedisJobQueue) -> None:
+    await queue.enqueue("a")
+    await queue._abandon("t" * 32)
+    assert (await queue._run("reserve", *queue._claim_arguments(terms(), 5, "t" * 32, True)))[1] == []
+    assert (await claim_one(queue)).attempts == 1
+
+
+def terms() -> _Terms:
+    return _Terms("gone", ("default",), 15.0, 5)
+
+
+async def test_a_wait_that_is_cancelled_gives_its_claim_up(valkey_url: str, queue: RedisJobQueue) -> None:
+    leaving = RedisJobQueue(valkey_url)
+    assert await leaving.reserve(worker_id="leaving") == []
+    waiting = asyncio.create_task(leaving.wait(30))
+    await blocked(queue, 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await queue.enqueue("a")
+    await leaving.close()
+    job = await claim_one(queue)
+    assert (job.attempts, job.crashes) == (1, 0)
+
+
+# ------------------------------------------------------------------------------------------------- turns across claims
+
+
+async def enqueue_as(queue: RedisJobQueue, tenant: str, *ids: str) -> None:
+    token = enter(Context(tenant_id=tenant))
+    try:
+        for job_id in ids:
+            await queue.enqueue("a", job_id=job_id)
+    finally:
+        leave(token)
+
+
+async def test_a_tenant_that_comes_back_at_once_does_not_starve_the_others(queue: RedisJobQueue) -> None:
+    await enqueue_as(queue, "b", *(f"b{number}" for number in range(10)))
+    order = []
+    for number in range(10):
+        await enqueue_as(queue, "a", f"a{number}")
+        order += [job.id[0] for job in await queue.reserve(worker_id="w")]
+    assert order.count("a") == order.count("b") == 5
+
+
+async def test_two_workers_share_the_turns_of_the_tenants(valkey_url: str, queue: RedisJobQueue) -> None:
+    other = RedisJobQueue(valkey_url)
+    await enqueue_as(queue, "flood", *(f"flood{number}" for number in range(20)))
+    await enqueue_as(queue, "x", *(f"x{number}" for number in range(5)))
+    await enqueue_as(queue, "y", *(f"y{number}" for number in range(5)))
+    claimed = []
+    for worker in (queue, other) * 3:
+        claimed += [job.tenant for job in await worker.reserve(worker_id="w", limit=2)]
+    assert Counter(claimed) == {"flood": 4, "x": 4, "y": 4}
+    await other.close()
+
+
+async def test_a_job_that_ends_wakes_the_queues_that_its_limit_held_back(queue: RedisJobQueue) -> None:
+    for name in ("one", "two"):
+        await queue.enqueue("a", queue=name, limit=Limit("key", concurrency=1))
+    first = await queue.reserve(worker_id="w", queues=["one"])
+    assert await queue.reserve(worker_id="w", queues=["two"]) == []
+    assert await queue._client.blpop(["{jobs}:wake:two"], timeout=1) is not None  # that of its enqueueing
+    await queue.ack(first[0])
+    assert await queue._client.blpop(["{jobs}:wake:two"], timeout=1) is not None
+    assert len(await queue.reserve(worker_id="w", queues=["two"])) == 1
+
+
+async def test_many_enqueues_of_one_moment_are_few_commands(queue: RedisJobQueue, client: redis.Redis) -> None:
+    await queue.enqueue("first")
+    before = await evaluations(client)
+    ids = await asyncio.gather(*(queue.enqueue("a", {"n": number}) for number in range(200)))
+    assert await evaluations(client) - before <= 2
+    stored = {job.id: job.payload["n"] for job in await queue.list(name="a", limit=200)}
+    assert stored == {job_id: number for number, job_id in enumerate(ids)}
+
+
+async def evaluations(client: redis.Redis) -> int:
+    stats = await client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
+async def test_a_caller_that_is_cancelled_harms_nobody_who_enqueues_with_it(queue: RedisJobQueue) -> None:
+    calls = [asyncio.create_task(queue.enqueue("a", job_id=str(number))) for number in range(3)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    assert await asyncio.gather(*calls, return_exceptions=True) != ["0", "1", "2"]
+    assert [await call for call in (calls[0], calls[2])] == ["0", "2"]
