@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from svc_infra._optional import need
 from svc_infra.db.errors import translated
+from svc_infra.db.pool import MeasuredPool
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.obs.pools import MeasuredPool
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a new connection."""

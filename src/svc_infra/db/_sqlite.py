@@ -14,8 +14,8 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from svc_infra.db.errors import translated
+from svc_infra.db.pool import MeasuredPool
 from svc_infra.errors import ConfigurationError, ValidationError
-from svc_infra.obs.pools import MeasuredPool
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",  # readers and the writer do not wait for each other

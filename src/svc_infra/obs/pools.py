@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 
 from svc_infra.wiring import Wiring
 
-SqlEngine: TypeAlias = Engine | AsyncEngine
+if TYPE_CHECKING:  # an app without a database does not load SQLAlchemy
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-
-class MeasuredPool(AsyncAdaptedQueuePool):
-    """A pool that knows who waits for it: give it to an engine as `poolclass`.
-
-    Attributes:
-        waiting: Callers that wait for a connection, or for one to be opened or checked.
-        timeouts: Callers that got none in time.
-    """
-
-    waiting = 0
-    timeouts = 0
-
-    def connect(self) -> PoolProxiedConnection:
-        """A connection."""
-        self.waiting += 1
-        try:
-            return super().connect()
-        except PoolTimeoutError:
-            self.timeouts += 1
-            raise
-        finally:
-            self.waiting -= 1
+SqlEngine: TypeAlias = "Engine | AsyncEngine"
 
 
 class SqlEngines(Collector):
@@ -52,7 +29,7 @@ class SqlEngines(Collector):
         if not isinstance(engines, Mapping):
             engines = {f"engine_{number}": engine for number, engine in enumerate(engines, 1)}
         for name, engine in engines.items():
-            self.named[name] = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+            self.named[name] = cast("Engine", getattr(engine, "sync_engine", engine))
 
     def describe(self) -> Iterable[Metric]:
         """Every metric, without values."""
@@ -62,12 +39,12 @@ class SqlEngines(Collector):
         """Every metric as it is now."""
         size, checked_out, overflow, waiting, timeouts = families = _families()
         for name, engine in list(self.named.items()):
-            pool = engine.pool
-            if isinstance(pool, QueuePool):  # any other kind keeps no connections
+            pool: Any = engine.pool
+            if hasattr(pool, "checkedout"):  # any other kind keeps no connections
                 size.add_metric([name], pool.size())
                 checked_out.add_metric([name], pool.checkedout())
                 overflow.add_metric([name], max(0, pool.overflow()))
-            if isinstance(pool, MeasuredPool):
+            if hasattr(pool, "waiting"):  # `svc_infra.db.pool` counts that
                 waiting.add_metric([name], pool.waiting)
                 timeouts.add_metric([name], pool.timeouts)
         yield from families

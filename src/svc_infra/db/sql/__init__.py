@@ -1,6 +1,6 @@
 """Repositories, tenant-scoped services and migrations.
 
-- `repository`: `SqlRepository`, the common operations on one model
+- `repository`: `SqlRepository`, the common operations on one model · `operations`: `DbOps`, in one line each
 - `tenant`: `TenantSqlService`, the same for one tenant's rows
 - `migrate`: `Migrations`, `upgrade`, `pending`, `current`
 """

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Any
-
-from sqlalchemy import Engine, event
-from sqlalchemy.engine import ExceptionContext
+from typing import TYPE_CHECKING, Any
 
 from svc_infra.obs.context import current, span_id_here
 from svc_infra.obs.tracing.spans import MAX_TEXT_CHARS, Tracing, Value
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext
 
 MAX_STATEMENT_CHARS = 16 * 1024
 """Of a longer statement only the operation is shown."""
@@ -35,6 +36,8 @@ def trace_statements(engine: Engine, tracing: Tracing) -> Callable[[], None]:
     Returns:
         Ends that.
     """
+    from sqlalchemy import event  # an app without a database does not load it
+
     known = _known(engine)
 
     def before(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
