@@ -178,7 +178,7 @@ class RedisJobQueue(CheckedQueue):
             with translating():
                 return bool(await self._client.blpop(keys, timeout=block_seconds))
         terms, token = self._terms, secrets.token_hex(16)
-        claim = (_script("reserve")[1], 1, self._prefix, "", *self._claim_arguments(terms, terms.room, token, True))
+        claim = (script("reserve")[1], 1, self._prefix, "", *self._claim_arguments(terms, terms.room, token, True))
         connection = None
         try:
             with translating():
