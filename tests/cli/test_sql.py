@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency"]
+CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency", "0010_audit"]
 
 
 def run(*words: str, sql_url: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

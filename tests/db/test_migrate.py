@@ -24,8 +24,10 @@ from svc_infra.db.sql import migrate
 from svc_infra.db.sql.migrate import LIBRARY, Migrations, current, pending, upgrade
 from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
-MODELS = ["svc_infra.db.models", "svc_infra.security.models", "svc_infra.jobs.models", "svc_infra.webhooks.models"]
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency"]
+MODELS = [
+    f"svc_infra.{room}.models" for room in ("db", "security", "security.audit", "jobs", "idempotency", "webhooks")
+]
+CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency", "0010_audit"]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -20,9 +20,10 @@ from svc_infra.db.add import add_db
 from svc_infra.security import Accounts, Sessions
 from svc_infra.security._policy import Policy
 from svc_infra.security.add import add_auth_users
+from svc_infra.security.keyring import KeyRing
 from svc_infra.security.models import User
 from svc_infra.security.passwords import PasswordHasher
-from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.security.tokens import AccessTokens
 from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 from svc_infra.wiring import wiring_of

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, event, func, select, update
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security import Device, Sessions, TokenPair
+from svc_infra.security.keyring import KeyRing
 from svc_infra.security.models import RefreshToken, Session, User
-from svc_infra.security.tokens import KeyRing
 from svc_infra.testing import FakeClock
 from tests.security.conftest import SECRET, World, sessions_for
 

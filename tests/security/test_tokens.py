@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
-from svc_infra.security.tokens import LEEWAY_SECONDS, AccessTokens, KeyRing
+from svc_infra.security.keyring import KeyRing
+from svc_infra.security.tokens import LEEWAY_SECONDS, AccessTokens
 from svc_infra.testing import FakeClock
 from tests.security.conftest import SECRET, tokens_for
 

@@ -200,7 +200,7 @@ class AuthSettings(Section):
     model_config = SettingsConfigDict(env_prefix="AUTH_")
 
     secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET",)
-    optional_secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET_PREVIOUS",)
+    optional_secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET_PREVIOUS", "AUTH_SECRETS_RETIRED")
 
     issuer: str = "svc-infra"
     audience: str = "svc-infra"

@@ -15,7 +15,7 @@ from svc_infra.edge.exchange import Exchange, Rules
 from svc_infra.edge.handshake import Handshake
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, UriTooLongError
-from svc_infra.middleware._scope import EDGE, Sent, log_answered, read_headers, route_template
+from svc_infra.middleware._scope import EDGE, Sent, client_ip, log_answered, read_headers, route_template
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.middleware.security_headers import SecurityHeaders
 from svc_infra.obs.context import Context, enter, leave
@@ -86,7 +86,7 @@ class EdgeMiddleware:
         if self._proxies:
             self._proxies.apply(scope)
         sent = read_headers(scope["headers"])
-        context = _context(sent)
+        context = _context(sent, scope)
         token = enter(context)
         scope[EDGE] = True
         root_path = scope.get("root_path", "")
@@ -152,7 +152,7 @@ class EdgeMiddleware:
         if self._proxies:
             self._proxies.apply(scope)
         sent = read_headers(scope["headers"])
-        context = _context(sent)
+        context = _context(sent, scope)
         token = enter(context)
         scope[EDGE] = True
         handshake = Handshake(scope, send, context.request_id, self._rules.expose)
@@ -176,6 +176,7 @@ class EdgeMiddleware:
             leave(token)
 
 
-def _context(sent: Sent) -> Context:
+def _context(sent: Sent, scope: Scope) -> Context:
     fresh = os.urandom(40).hex()
-    return Context(sent.request_id or fresh[:32], sent.trace.trace_id if sent.trace else fresh[32:64], fresh[64:])
+    trace_id = sent.trace.trace_id if sent.trace else fresh[32:64]
+    return Context(sent.request_id or fresh[:32], trace_id, fresh[64:], client_ip=client_ip(scope))

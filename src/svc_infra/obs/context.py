@@ -22,6 +22,8 @@ class Context:
     api_key_id: str = ""
     actor_id: str = ""
     job_id: str = ""
+    client_ip: str = ""
+    """Where the request comes from. Neither logged with every line nor carried into jobs, which come from nowhere."""
     deadline: float = inf
     """When the answer must have begun, in the seconds of `time.monotonic`; infinite where it may take any time."""
 
@@ -34,7 +36,7 @@ class Context:
         return {name: value for name, value in self.known().items() if name not in ("span_id", "job_id")}
 
 
-_FIELDS = tuple(field.name for field in fields(Context) if field.name != "deadline")
+_FIELDS = tuple(field.name for field in fields(Context) if field.name not in ("client_ip", "deadline"))
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
 
 

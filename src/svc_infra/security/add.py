@@ -11,9 +11,10 @@ from svc_infra.middleware.http import IdentifiesUser
 from svc_infra.security._policy import Policy
 from svc_infra.security.accounts import Accounts
 from svc_infra.security.http import auth_router, identify_user
+from svc_infra.security.keyring import KeyRing
 from svc_infra.security.passwords import PasswordHasher
 from svc_infra.security.sessions import Sessions
-from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock
 from svc_infra.wiring import Part, Wiring, wiring_of
 

@@ -32,9 +32,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.db.database import AsyncDatabase
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security._policy import Policy
+from svc_infra.security.keyring import KeyRing
 from svc_infra.security.models import RefreshToken, Session, User
 from svc_infra.security.principal import Principal
-from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
 
 REFRESH_TOKEN_BYTES = 32

@@ -1,12 +1,10 @@
-"""Access tokens, and the keys that everything in this room is signed with."""
+"""Access tokens."""
 
 from __future__ import annotations
 
-import hmac
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -14,9 +12,9 @@ from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, JoseError
 from joserfc.jwk import OctKey
 from joserfc.jws import JWSRegistry
-from pydantic import SecretStr
 
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
+from svc_infra.security.keyring import KeyRing, key_id
 from svc_infra.types import Clock, SystemClock, new_id
 
 MAX_TOKEN_BYTES = 8 * 1024
@@ -25,22 +23,6 @@ LEEWAY_SECONDS = 5
 
 _ALGORITHM = "HS256"
 _TYPE = "at+jwt"
-
-
-class KeyRing:
-    """The secrets of one app, newest first: the newest signs, all of them verify.
-
-    Args:
-        newest: What is signed with.
-        older: What may still have been signed with.
-    """
-
-    def __init__(self, newest: SecretStr, *older: SecretStr) -> None:
-        self._secrets = tuple(secret.get_secret_value().encode() for secret in (newest, *older))
-
-    def derived(self, purpose: str) -> tuple[bytes, ...]:
-        """One key for each secret, newest first, that is good for this purpose and tells nothing of any other's."""
-        return tuple(hmac.digest(secret, b"svc-infra:" + purpose.encode(), "sha256") for secret in self._secrets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +134,4 @@ def _no_constant(name: str) -> Any:
 
 
 def _header(key: bytes) -> dict[str, str]:
-    return {"alg": _ALGORITHM, "kid": sha256(key).hexdigest()[:16], "typ": _TYPE}
+    return {"alg": _ALGORITHM, "kid": key_id(key), "typ": _TYPE}
