@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency", "0010_audit"]
+CHAIN = [
+    "0001_outbox",
+    "0002_security",
+    "0003_jobs",
+    "0004_webhooks",
+    "0005_idempotency",
+    "0010_audit",
+    "0011_accounts",
+]
 
 
 def run(*words: str, sql_url: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,15 @@ from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 MODELS = [
     f"svc_infra.{room}.models" for room in ("db", "security", "security.audit", "jobs", "idempotency", "webhooks")
 ]
-CHAIN = ["0001_outbox", "0002_security", "0003_jobs", "0004_webhooks", "0005_idempotency", "0010_audit"]
+CHAIN = [
+    "0001_outbox",
+    "0002_security",
+    "0003_jobs",
+    "0004_webhooks",
+    "0005_idempotency",
+    "0010_audit",
+    "0011_accounts",
+]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -69,11 +69,13 @@ class World:
 
     async def organization(self, name: str, owner: Person, *members: Person) -> str:
         """An organisation's id."""
-        async with wiring_of(self.app).get(AsyncDatabase).session() as session:
-            organizations = Organizations(session)
-            made = await organizations.create(name=name, owner_id=UUID(owner.id))
-            for member in members:
-                await organizations.add_member(made.id, UUID(member.id))
+        wiring = wiring_of(self.app)
+        with wiring.active():
+            async with wiring.get(AsyncDatabase).session() as session:
+                organizations = Organizations(session)
+                made = await organizations.create(name=name, owner_id=UUID(owner.id))
+                for member in members:
+                    await organizations.add_member(made.id, UUID(member.id))
         return str(made.id)
 
 

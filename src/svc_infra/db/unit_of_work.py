@@ -67,7 +67,7 @@ class UnitOfWork(AsyncSession):
         return self.in_transaction() or bool(self.sync_session.callbacks or self.sync_session.last)
 
 
-def after_commit(session: AsyncSession, callback: Callback) -> None:
+def after_commit(session: AsyncSession | Session, callback: Callback) -> None:
     """Call back once this unit of work is committed; never, when it or the savepoint open now is rolled back.
 
     Callbacks run in the order of registration, one that is registered twice runs once. The commit stands whatever
@@ -75,15 +75,15 @@ def after_commit(session: AsyncSession, callback: Callback) -> None:
     between the commit and the callback never runs it, so what must not be lost belongs in the outbox.
 
     Args:
-        session: A unit of work of `AsyncDatabase.session()`.
+        session: A unit of work of `AsyncDatabase.session()`, or the plain session in it, which ORM events know.
         callback: A function or coroutine function without arguments.
 
     Raises:
         ConfigurationError: The session is not one of `AsyncDatabase`.
     """
-    if not isinstance(session, UnitOfWork):
+    inner = session.sync_session if isinstance(session, UnitOfWork) else session
+    if not isinstance(inner, _Session):
         raise ConfigurationError("after_commit needs a session that AsyncDatabase.session() made.")
-    inner = session.sync_session
     inner.callbacks.setdefault(callback, inner.get_nested_transaction())
 
 

@@ -1,30 +1,27 @@
-"""The room over HTTP: who is calling, what they need to be allowed, and the `/auth` routes."""
+"""The room over HTTP: who is calling, and what they need to be allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, TypeVar, cast
-from uuid import UUID
+from typing import Annotated, Literal, TypeVar, cast
 
-from fastapi import APIRouter, Depends, Request, Response, Security, params
+from fastapi import Depends, Security, params
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from svc_infra.db.http import DbSession
 from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
 from svc_infra.obs import context
 from svc_infra.security._policy import check_permission_name
-from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
-from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS
+from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions import Device, Sessions, TokenPair
+from svc_infra.security.sessions import Sessions
 from svc_infra.wiring import wiring_of
 
 T = TypeVar("T")
 
-MAX_REFRESH_TOKEN_CHARACTERS = 256
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing (RFC 9110, 9.2.1), so another site may send them."""
 
 _VERIFIED = "svc_infra.verified"
 
@@ -53,16 +50,32 @@ async def get_optional_user(
 
     Raises:
         UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
+        ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
     """
+    via: Literal["jwt", "cookie"] = "jwt"
     if token is None:
-        return None
-    sessions = _sessions(connection)
+        token = connection.cookies.get(ACCESS_COOKIE) if "cookie" in connection.headers else None
+        if token is None:
+            return None
+        via = "cookie"
+    sessions = shared(connection, Sessions)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
     if verified_by is not sessions:
-        principal = await sessions.principal(token)
+        principal = await sessions.principal(token, via=via)
+        if via == "cookie":
+            _refuse_other_sites(connection, principal)
         connection.scope[_VERIFIED] = sessions, principal
     context.current().principal_id = str(principal.id)
     return cast(Principal, principal)
+
+
+def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
+    """A browser sends cookies with whatever another site makes it send (RFC 6265, 8.2)."""
+    csrf = shared(connection, Csrf)
+    if connection.scope["type"] == "websocket":
+        csrf.check_origin(connection.headers)
+    elif connection.scope["method"] not in SAFE_METHODS:
+        csrf.check(connection.headers, connection.cookies.get(CSRF_COOKIE, ""), user.session_id)
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
@@ -118,99 +131,12 @@ def _require(names: tuple[str, ...], kind: str, held: Callable[[Principal], Iter
     return params.Depends(check)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def shared(connection: HTTPConnection, kind: type[T]) -> T:
+    """Something that this room shares in the app.
 
-
-class Credentials(_Body):
-    """An e-mail address and a password."""
-
-    email: Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARACTERS, json_schema_extra={"format": "email"})]
-    password: Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)]
-
-
-class RefreshBody(_Body):
-    """The refresh token that was given last."""
-
-    refresh_token: Annotated[str, Field(min_length=1, max_length=MAX_REFRESH_TOKEN_CHARACTERS)]
-
-
-class Tokens(BaseModel):
-    """What a client needs to stay logged in (RFC 6749, 5.1)."""
-
-    access_token: str
-    refresh_token: str
-    token_type: str = "bearer"  # noqa: S105 - not a secret
-    expires_in: int = Field(description="Seconds that the access token is good for.")
-
-
-class Account(BaseModel):
-    """An account as its owner sees it."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    email: str
-    roles: list[str]
-
-
-def auth_router(prefix: str) -> APIRouter:
-    """The routes of the room."""
-    router = APIRouter(prefix=prefix, tags=["auth"])
-
-    @router.post("/register", status_code=201)
-    async def register(body: Credentials, request: Request, session: DbSession) -> Account:
-        """Make an account."""
-        user = await _accounts(request).register(session, email=body.email, password=body.password.get_secret_value())
-        return Account.model_validate(user)
-
-    @router.post("/login")
-    async def login(body: Credentials, request: Request, response: Response) -> Tokens:
-        """Exchange an e-mail address and a password for tokens."""
-        pair = await _accounts(request).login(
-            email=body.email, password=body.password.get_secret_value(), device=_device(request)
-        )
-        return _tokens(pair, response)
-
-    @router.post("/refresh")
-    async def refresh(body: RefreshBody, request: Request, response: Response) -> Tokens:
-        """Exchange a refresh token, once, for new tokens."""
-        return _tokens(await _sessions(request).refresh(body.refresh_token), response)
-
-    @router.post("/logout", status_code=204)
-    async def logout(request: Request, user: Identity, session: DbSession) -> None:
-        """End this login: its access and refresh tokens are refused from now on."""
-        if user.session_id is not None:
-            await _sessions(request).revoke(session, user.session_id, reason="logout")
-
-    @router.get("/me")
-    async def me(user: Identity) -> Account:
-        """The account that is logged in."""
-        return Account(id=user.id, email=user.email, roles=sorted(user.roles))
-
-    return router
-
-
-def _tokens(pair: TokenPair, response: Response) -> Tokens:
-    response.headers["Cache-Control"] = "no-store"
-    return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds)
-
-
-def _device(request: Request) -> Device:
-    return Device(
-        user_agent=request.headers.get("user-agent", ""), ip=request.client.host if request.client is not None else ""
-    )
-
-
-def _accounts(connection: HTTPConnection) -> Accounts:
-    return _shared(connection, Accounts)
-
-
-def _sessions(connection: HTTPConnection) -> Sessions:
-    return _shared(connection, Sessions)
-
-
-def _shared(connection: HTTPConnection, kind: type[T]) -> T:
+    Raises:
+        ConfigurationError: The app has no accounts.
+    """
     wiring = wiring_of(connection.app)
     if not wiring.has(kind):
         raise ConfigurationError("This app has no accounts: call add_auth_users(app) before it starts.")
