@@ -21,6 +21,7 @@ from svc_infra.config.settings import (
     IdempotencySettings,
     JobsSettings,
     LogSettings,
+    MailSettings,
     MetricsSettings,
     RateLimitSettings,
     RedisSettings,
@@ -31,6 +32,7 @@ from svc_infra.config.settings import (
 
 __all__ = [
     "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
-    "JobsSettings", "ListedSetting", "LogSettings", "MetricsSettings", "RateLimitSettings", "RedisSettings",
-    "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
+    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings", "RateLimitSettings",
+    "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos",
+    "list_settings",
 ]  # fmt: skip

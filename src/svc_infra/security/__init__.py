@@ -1,6 +1,6 @@
 """Identity: who is calling, and what they may do.
 
-- `accounts`: register, log in, recover, the `/auth` routes · `passwords`: which are accepted, argon2id in bounded threads
+- `accounts`: register, log in, recover, the `/auth` routes · `passwords`: which are accepted, argon2id in a pool
 - `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens
 - `lockout`: how often somebody may guess, at whatever factor
 - `audit`: who did what · `organizations`: the tenants and their members
