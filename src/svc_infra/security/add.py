@@ -22,7 +22,7 @@ from svc_infra.security.accounts import AccountLinks, Accounts, Credentials, Des
 from svc_infra.security.accounts.http import Profile, accounts_router, keys_router
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.audit.add import add_audit
-from svc_infra.security.cipher import FieldCipher
+from svc_infra.security.cipher import FieldCipher, SealedColumns
 from svc_infra.security.cookies import Cookies, Csrf
 from svc_infra.security.http import identify_user
 from svc_infra.security.keyring import KeyRing
@@ -133,7 +133,9 @@ async def purge_sessions(older_than_seconds: float = 30 * 86400.0, limit: int = 
 async def _with_keys(wiring: Wiring) -> AsyncIterator[None]:
     keys = KeyRing.read(wiring.settings.secrets)
     wiring.provide(KeyRing, keys)
-    wiring.provide(FieldCipher, FieldCipher(keys))
+    cipher = FieldCipher(keys)
+    wiring.provide(FieldCipher, cipher)
+    wiring.provide(SealedColumns, SealedColumns(cipher))
     wiring.provide(Cookies, Cookies(keys, clock=_clock(wiring)))
     wiring.provide(Csrf, Csrf(keys, allows=_allowed_origins(wiring)))
     yield
