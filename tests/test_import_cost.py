@@ -14,7 +14,21 @@ PACKAGE = Path(__file__).parent.parent / "src/svc_infra"
 BUDGET_SECONDS = 0.05
 ROUNDS = 5
 HEAVY = {"fastapi", "starlette", "pydantic", "redis", "sqlalchemy"}
-OPTIONAL = ["asyncpg", "mcp", "obstore", "pymongo", "pyotp", "redis", "rich", "segno", "stripe", "typer", "webauthn"]
+OPTIONAL = [
+    "aiosmtplib",
+    "asyncpg",
+    "bcrypt",
+    "mcp",
+    "obstore",
+    "pymongo",
+    "pyotp",
+    "redis",
+    "rich",
+    "segno",
+    "stripe",
+    "typer",
+    "webauthn",
+]
 
 LOADED_AFTER_ASKING = {("svc_infra", "cli")}  # `svc-infra` asks for its extra before it loads its command groups
 

@@ -10,6 +10,7 @@ from svc_infra import easy_service_app
 from svc_infra.config import Settings
 from svc_infra.db.add import add_db
 from svc_infra.jobs.add import add_jobs
+from svc_infra.mail import add_mail
 from svc_infra.security.add import add_auth_users
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.webhooks.add import add_webhooks
@@ -25,6 +26,7 @@ def create(settings: Settings | None = None) -> FastAPI:
     add_auth_users(app)
     add_tenancy(app)
     add_jobs(app, tasks=[count_tickets, store_import])
+    add_mail(app)
     add_webhooks(app)
     app.include_router(router)
     return app

@@ -8,7 +8,9 @@ from types import ModuleType
 from svc_infra.errors import MissingExtraError
 
 _EXTRA_OF = {  # what differs from the module's own name
+    "aiosmtplib": "mail",
     "asyncpg": "postgres",
+    "bcrypt": "auth",
     "obstore": "s3",
     "opentelemetry": "otel",
     "pymongo": "mongo",

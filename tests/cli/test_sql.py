@@ -16,6 +16,8 @@ CHAIN = [
     "0005_idempotency",
     "0006_jobs",
     "0008_schedules",
+    "0010_audit",
+    "0011_accounts",
 ]
 
 

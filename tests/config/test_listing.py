@@ -8,7 +8,10 @@ import pytest
 
 from svc_infra.config import AppSettings, ListedSetting, Settings, likely_typos, list_settings
 
-SECRETS = ("auth.secret", "auth.secret_previous", "metrics.token", "otel.exporter_otlp_headers", "webhooks.key")
+SECRETS = (
+    *("auth.secret", "auth.secret_previous", "auth.secrets_retired", "auth.signing_keys"),
+    *("mail.smtp_password", "metrics.token", "otel.exporter_otlp_headers", "webhooks.key", "webhooks.key_previous"),
+)
 
 
 def _listed(settings: Settings) -> dict[str, ListedSetting]:

@@ -27,6 +27,7 @@ from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 MODELS = [
     "svc_infra.db.models",
     "svc_infra.security.models",
+    "svc_infra.security.audit.models",
     "svc_infra.idempotency.models",
     "svc_infra.jobs.sql.models",
     "svc_infra.jobs.schedules.models",
@@ -40,6 +41,8 @@ CHAIN = [
     "0005_idempotency",
     "0006_jobs",
     "0008_schedules",
+    "0010_audit",
+    "0011_accounts",
 ]
 
 

@@ -21,6 +21,7 @@ from svc_infra.security import Organizations
 from svc_infra.security.add import add_auth_users
 from svc_infra.security.http import Identity
 from svc_infra.tenancy.add import add_tenancy
+from svc_infra.wiring import wiring_of
 from tests.idempotency.shop import key
 
 
@@ -106,9 +107,10 @@ async def test_one_users_tenants_do_not_share_keys(service: Service) -> None:
         me = (await client.get("/auth/me", headers=ada)).json()["id"]
         tenants = []
         for name in ("one", "two"):
-            async with service.db.session() as session:
-                made = await Organizations(session).create(name=name, slug=name, owner_id=UUID(me))
-                tenants.append(str(made.id))
+            with wiring_of(service.app).active():
+                async with service.db.session() as session:
+                    made = await Organizations(session).create(name=name, slug=name, owner_id=UUID(me))
+            tenants.append(str(made.id))
         answers = [
             (await client.post("/secret", headers={**key(), **ada, "X-Tenant-Id": tenant})).json()["run"]
             for tenant in tenants * 2

@@ -317,9 +317,9 @@ class TestWithAccounts:
         sessions = wiring_of(client.app).get(Sessions)
         verify = sessions.principal
 
-        async def principal(token: str) -> Any:
+        async def principal(token: str, **options: Any) -> Any:
             seen.append(token)
-            return await verify(token)
+            return await verify(token, **options)
 
         monkeypatch.setattr(sessions, "principal", principal)
         assert (await ana.get("/before")).status_code == 200

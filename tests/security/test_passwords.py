@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from threading import Event
 
+import bcrypt
 import pytest
 
 from svc_infra.errors import RateLimitedError, ValidationError
@@ -113,6 +114,35 @@ def test_the_policy_refuses_and_says_why(password: str) -> None:
     assert not password or password not in refusal.value.detail
 
 
-@pytest.mark.parametrize("password", ["12345678", "        ", "x" * 128, "пароль-пароль", "🐎" * 128])
+@pytest.mark.parametrize("password", ["74920183", "        ", "x" * 128, "пароль-пароль", "🐎" * 128])
 def test_the_policy_has_no_rules_of_composition(password: str) -> None:
     PasswordPolicy().check(password, email="ana@example.com")
+
+
+@pytest.mark.parametrize("password", ["password", "12345678", " PassWord ", "qwertyuiop", "iloveyou"])
+def test_the_most_common_passwords_are_refused(password: str) -> None:
+    with pytest.raises(ValidationError, match="most common"):
+        PasswordPolicy().check(password, email="ana@example.com")
+    PasswordPolicy(refuse_common=False).check(password, email="ana@example.com")
+
+
+@pytest.mark.parametrize("prefix", [b"2a", b"2b"])
+async def test_a_bcrypt_hash_is_accepted_and_replaced(prefix: bytes, hasher: PasswordHasher) -> None:
+    old = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4, prefix)).decode()
+    assert await hasher.verify("wrong password", old) == (False, None)
+    matches, new_hash = await hasher.verify(PASSWORD, old)
+    assert matches
+    assert new_hash is not None
+    assert new_hash.startswith("$argon2id$")
+    assert (await hasher.verify(PASSWORD, old.replace("$2a$", "$2y$"))).matches  # as PHP writes it
+
+
+async def test_a_bcrypt_hash_was_made_of_72_bytes(hasher: PasswordHasher) -> None:
+    old = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
+    assert (await hasher.verify("x" * 100, old)).matches
+    assert not (await hasher.verify("x" * 71, old)).matches
+
+
+@pytest.mark.parametrize("broken", ["$2b$", "$2b$04$short", "$2b$99$" + "a" * 53])
+async def test_a_broken_bcrypt_hash_matches_nothing(broken: str, hasher: PasswordHasher) -> None:
+    assert await hasher.verify(PASSWORD, broken) == (False, None)

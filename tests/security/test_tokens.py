@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import hmac
 import json
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet, OKPKey
 from pydantic import SecretStr
 
-from svc_infra.errors import InvalidTokenError, TokenExpiredError
-from svc_infra.security.tokens import LEEWAY_SECONDS, AccessTokens, KeyRing
+from svc_infra.errors import ConfigurationError, InvalidTokenError, TokenExpiredError
+from svc_infra.security.keyring import KeyRing
+from svc_infra.security.tokens import LEEWAY_SECONDS, AccessTokens, signing_keys
 from svc_infra.testing import FakeClock
 from tests.security.conftest import SECRET, tokens_for
 
@@ -23,6 +26,10 @@ KEY = KeyRing(SECRET).derived("access-token")[0]
 
 def b64(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _unb64(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def segment(value: Any) -> str:
@@ -208,7 +215,87 @@ def test_no_change_of_a_single_character_is_accepted(data: st.DataObject) -> Non
         tokens.verify(genuine[:place] + other + genuine[place + 1 :])
 
 
-def _unb64(text: str) -> bytes:
-    import base64
+def pem(*keys: ECKey | OKPKey) -> SecretStr:
+    return SecretStr("\n".join(key.as_pem(private=True).decode() for key in keys))
 
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+@pytest.mark.parametrize(("kind", "curve", "algorithm"), [(ECKey, "P-256", "ES256"), (OKPKey, "Ed25519", "Ed25519")])
+def test_other_services_verify_a_token_with_the_public_key(
+    kind: Any, curve: str, algorithm: str, keys: KeyRing, clock: FakeClock
+) -> None:
+    signing = signing_keys(pem(kind.generate_key(curve)))
+    tokens = AccessTokens(keys, issuer="us", audience="them", ttl_seconds=900, signing=signing, clock=clock)
+    token = issued(tokens, clock)
+    [published] = tokens.jwks()["keys"]
+    assert "d" not in published
+    assert (published["alg"], published["use"]) == (algorithm, "sig")
+    header = json.loads(_unb64(token.partition(".")[0]))
+    assert (header["alg"], header["kid"]) == (algorithm, published["kid"])
+    decoded = jwt.decode(token, KeySet.import_key_set(cast(Any, tokens.jwks())), algorithms=[algorithm])
+    assert decoded.claims["sub"] == str(USER)
+    assert tokens.verify(token).user_id == USER
+
+
+def test_tokens_of_every_key_that_is_still_there_are_accepted(keys: KeyRing, clock: FakeClock) -> None:
+    old, new = ECKey.generate_key("P-256"), OKPKey.generate_key("Ed25519")
+
+    def tokens(*private: ECKey | OKPKey) -> AccessTokens:
+        signing = signing_keys(pem(*private)) if private else []
+        return AccessTokens(keys, issuer="us", audience="them", ttl_seconds=900, signing=signing, clock=clock)
+
+    shared, first, both, last = tokens(), tokens(old), tokens(new, old), tokens(new)
+    assert both.verify(issued(first, clock)).user_id == USER
+    assert both.verify(issued(shared, clock)).user_id == USER
+    assert len(both.jwks()["keys"]) == 2
+    assert shared.jwks() == {"keys": []}
+    with pytest.raises(InvalidTokenError):
+        last.verify(issued(first, clock))
+
+
+def test_a_public_key_is_no_secret_to_sign_with(keys: KeyRing, clock: FakeClock) -> None:
+    """The confusion of RFC 8725, 2.1: what everybody knows must never be taken for an HMAC key."""
+    key = ECKey.generate_key("P-256")
+    tokens = AccessTokens(
+        keys, issuer="us", audience="them", ttl_seconds=900, signing=signing_keys(pem(key)), clock=clock
+    )
+    for public in (key.as_pem(private=False), json.dumps(tokens.jwks()["keys"][0]).encode()):
+        for header in ({"alg": "HS256", "kid": key.thumbprint(), "typ": "at+jwt"}, header_of(tokens, clock)):
+            with pytest.raises(InvalidTokenError):
+                tokens.verify(forge(header, claims_at(clock), key=public))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
+        ECKey.generate_key("P-384").as_pem(private=True).decode(),
+        ECKey.generate_key("P-256").as_pem(private=False).decode(),
+    ],
+    ids=["empty", "nonsense", "no key", "another curve", "a public key"],
+)
+def test_what_is_no_signing_key_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="AUTH_SIGNING_KEYS"):
+        signing_keys(SecretStr(text))
+
+
+def test_a_token_that_was_verified_before_still_ends(tokens: AccessTokens, clock: FakeClock) -> None:
+    token = issued(tokens, clock)
+    for _ in range(2):
+        assert tokens.verify(token).user_id == USER
+    clock.advance(-LEEWAY_SECONDS - 1)
+    with pytest.raises(InvalidTokenError):
+        tokens.verify(token)
+    clock.advance(900 + 2 * LEEWAY_SECONDS + 1)
+    with pytest.raises(TokenExpiredError):
+        tokens.verify(token)
+
+
+def test_only_so_many_tokens_are_remembered(
+    tokens: AccessTokens, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svc_infra.security.tokens.MAX_REMEMBERED", 3)
+    for _ in range(10):
+        tokens.verify(issued(tokens, clock))
+    assert len(tokens._remembered) == 3

@@ -287,7 +287,8 @@ async def test_a_credential_that_is_bound_to_a_tenant_is_good_for_no_other(db: A
     async with db.session() as session:
         session.add(user := User(email="ana@example.com"))
         await session.flush()
-    acme, initech = [await organization(db, user.id, name) for name in ("Acme", "Initech")]
+    async with running(app, clock):
+        acme, initech = [await organization(db, user.id, name) for name in ("Acme", "Initech")]
 
     async def asked(
         header: str | None, *, bound_to: str | None, permissions: frozenset[str] = frozenset()
@@ -304,11 +305,13 @@ async def test_a_credential_that_is_bound_to_a_tenant_is_good_for_no_other(db: A
 
 
 async def test_scopes_take_the_permission_for_every_tenant_away(db: AsyncDatabase, clock: FakeClock) -> None:
-    tenancy = Tenancy(wiring_of(service(db, clock)))
+    app = service(db, clock)
+    tenancy = Tenancy(wiring_of(app))
     async with db.session() as session:
         session.add_all([ana := User(email="ana@example.com"), ops := User(email="ops@example.com")])
         await session.flush()
-    acme = await organization(db, ana.id, "Acme")
+    async with running(app, clock):
+        acme = await organization(db, ana.id, "Acme")
     everywhere = frozenset({"tenant.any"})
     for scopes, welcome in ((None, True), (everywhere, True), (frozenset({"user.read"}), False)):
         principal = Principal(id=ops.id, email=ops.email, permissions=everywhere, scopes=scopes)

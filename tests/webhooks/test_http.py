@@ -69,11 +69,13 @@ class World:
 
     async def organization(self, name: str, owner: Person, *members: Person) -> str:
         """An organisation's id."""
-        async with wiring_of(self.app).get(AsyncDatabase).session() as session:
-            organizations = Organizations(session)
-            made = await organizations.create(name=name, owner_id=UUID(owner.id))
-            for member in members:
-                await organizations.add_member(made.id, UUID(member.id))
+        wiring = wiring_of(self.app)
+        with wiring.active():
+            async with wiring.get(AsyncDatabase).session() as session:
+                organizations = Organizations(session)
+                made = await organizations.create(name=name, owner_id=UUID(owner.id))
+                for member in members:
+                    await organizations.add_member(made.id, UUID(member.id))
         return str(made.id)
 
 
@@ -198,6 +200,7 @@ async def test_outside_local_and_test_the_sealing_key_must_be_set(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WEBHOOKS_KEY", raising=False)
+    monkeypatch.setenv("AUTH_SECRET", "a test secret of more than 32 bytes, no less")
     settings = Settings(app={"env": "prod"}, sql={"url": sqlite_url, "migrate_on_start": True})
     app = create_app(settings=settings)
     for add in (add_webhooks, add_jobs, add_db):

@@ -21,6 +21,7 @@ from svc_infra.config.settings import (
     IdempotencySettings,
     JobsSettings,
     LogSettings,
+    MailSettings,
     MetricsSettings,
     OtelSettings,
     RateLimitSettings,
@@ -32,7 +33,7 @@ from svc_infra.config.settings import (
 
 __all__ = [
     "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
-    "JobsSettings", "ListedSetting", "LogSettings", "MetricsSettings", "OtelSettings", "RateLimitSettings",
+    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings", "OtelSettings", "RateLimitSettings",
     "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos",
     "list_settings",
 ]  # fmt: skip

@@ -240,12 +240,16 @@ class JobsSettings(Section):
 
 
 class AuthSettings(Section):
-    """Accounts, tokens and sessions: `AUTH_*`. The signing key is the secret `AUTH_SECRET`."""
+    """Accounts, tokens and sessions: `AUTH_*`. Everything is signed with the secret `AUTH_SECRET`.
+
+    With the secret `AUTH_SIGNING_KEYS`, private keys in PEM (P-256 or Ed25519, the newest first), access tokens are
+    signed with those instead, and other services verify them with `/.well-known/jwks.json`.
+    """
 
     model_config = SettingsConfigDict(env_prefix="AUTH_")
 
     secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET",)
-    optional_secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET_PREVIOUS",)
+    optional_secrets: ClassVar[tuple[str, ...]] = ("AUTH_SECRET_PREVIOUS", "AUTH_SECRETS_RETIRED", "AUTH_SIGNING_KEYS")
 
     issuer: str = "svc-infra"
     audience: str = "svc-infra"
@@ -253,6 +257,41 @@ class AuthSettings(Section):
     refresh_ttl_seconds: PositiveSeconds = 30 * 86400.0
     refresh_grace_seconds: Seconds = 10.0
     hash_concurrency: PositiveInt = 2
+    hash_memory_kib: PositiveInt = Field(19 * 1024, description="Of argon2id; raised costs reach an account at login.")
+    hash_passes: PositiveInt = 2
+    token_cache: Literal["auto", "on", "off"] = Field(
+        "auto", description="Keep who is logged in; auto: where a cache with Redis tells all processes of changes."
+    )
+    token_cache_seconds: PositiveSeconds = 30.0
+    require_verified: bool | None = Field(None, description="Only proven addresses log in; by default in prod.")
+    breach_check: bool | None = Field(
+        None, description="Ask Have I Been Pwned about new passwords; by default in prod."
+    )
+    breach_check_url: str = "https://api.pwnedpasswords.com/range/"
+    verify_ttl_seconds: PositiveSeconds = 86400.0
+    reset_ttl_seconds: PositiveSeconds = 600.0
+    mail_interval_seconds: Seconds = Field(60.0, description="Between two mails of a kind to one account.")
+    lockout_threshold: PositiveInt = Field(5, description="Failed attempts at an account that lock it.")
+    lockout_network_threshold: PositiveInt = 100
+    lockout_base_seconds: PositiveSeconds = Field(30.0, description="The first lock; each failure doubles it.")
+    lockout_max_seconds: PositiveSeconds = 3600.0
+    lockout_window_seconds: PositiveSeconds = Field(86400.0, description="When failures are forgotten.")
+
+
+class MailSettings(Section):
+    """Mail: `MAIL_*`. The server's password is the secret `MAIL_SMTP_PASSWORD`."""
+
+    model_config = SettingsConfigDict(env_prefix="MAIL_")
+
+    optional_secrets: ClassVar[tuple[str, ...]] = ("MAIL_SMTP_PASSWORD",)
+
+    from_address: str | None = Field(None, description="Such as `Shop <no-reply@shop.example>`.")
+    link_base_url: str | None = Field(None, description="Where the pages are that links lead to.")
+    smtp_host: str | None = Field(None, description="Without it, mail is logged in local and test.")
+    smtp_port: PositiveInt = 587
+    smtp_username: str | None = None
+    smtp_tls: Literal["starttls", "tls", "none"] = "starttls"
+    timeout_seconds: PositiveSeconds = 10.0
 
 
 class IdempotencySettings(Section):
@@ -273,6 +312,7 @@ class WebhooksSettings(Section):
     model_config = SettingsConfigDict(env_prefix="WEBHOOKS_")
 
     secrets: ClassVar[tuple[str, ...]] = ("WEBHOOKS_KEY",)
+    optional_secrets: ClassVar[tuple[str, ...]] = ("WEBHOOKS_KEY_PREVIOUS",)
 
     timeout_seconds: PositiveSeconds = 10.0
     retry_schedule_seconds: ManySeconds = Field(
@@ -341,6 +381,7 @@ class Settings(BaseModel):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
+    mail: MailSettings = Field(default_factory=MailSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)

@@ -20,16 +20,18 @@ FINISH_SECONDS = 10.0
 
 T = TypeVar("T")
 Callback = Callable[[], Awaitable[object] | object]
+Write = Callable[[AsyncSession, list[Any]], Awaitable[object]]
 
 _log = logging.getLogger(__name__)
 
 
 class _Session(Session):
-    """Remembers each callback with the transaction or savepoint that it depends on."""
+    """Remembers each callback, and what is written last, with the transaction or savepoint that it depends on."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.callbacks: dict[Callback, SessionTransaction | None] = {}
+        self.last: list[tuple[Write, Any, SessionTransaction | None]] = []
 
 
 class UnitOfWork(AsyncSession):
@@ -39,7 +41,12 @@ class UnitOfWork(AsyncSession):
     sync_session: _Session
 
     async def commit(self) -> None:
-        """Commit, then run the callbacks of `after_commit`."""
+        """Write what `write_last` was given, commit, then run the callbacks of `after_commit`."""
+        while last := self.sync_session.last:
+            await self.flush()  # takes its locks before those of what is written last
+            self.sync_session.last = []
+            for write in dict.fromkeys(write for write, _, _ in last):
+                await write(self, [item for one, item, _ in last if one == write])
         await super().commit()
         if callbacks := self.sync_session.callbacks:
             self.sync_session.callbacks = {}
@@ -57,10 +64,10 @@ class UnitOfWork(AsyncSession):
     @property
     def has_work(self) -> bool:
         """Whether there is anything to commit."""
-        return self.in_transaction() or bool(self.sync_session.callbacks)
+        return self.in_transaction() or bool(self.sync_session.callbacks or self.sync_session.last)
 
 
-def after_commit(session: AsyncSession, callback: Callback) -> None:
+def after_commit(session: AsyncSession | Session, callback: Callback) -> None:
     """Call back once this unit of work is committed; never, when it or the savepoint open now is rolled back.
 
     Callbacks run in the order of registration, one that is registered twice runs once. The commit stands whatever
@@ -68,16 +75,39 @@ def after_commit(session: AsyncSession, callback: Callback) -> None:
     between the commit and the callback never runs it, so what must not be lost belongs in the outbox.
 
     Args:
-        session: A unit of work of `AsyncDatabase.session()`.
+        session: A unit of work of `AsyncDatabase.session()`, or the plain session in it, which ORM events know.
         callback: A function or coroutine function without arguments.
 
     Raises:
         ConfigurationError: The session is not one of `AsyncDatabase`.
     """
-    if not isinstance(session, UnitOfWork):
+    inner = session.sync_session if isinstance(session, UnitOfWork) else session
+    if not isinstance(inner, _Session):
         raise ConfigurationError("after_commit needs a session that AsyncDatabase.session() made.")
-    inner = session.sync_session
     inner.callbacks.setdefault(callback, inner.get_nested_transaction())
+
+
+def write_last(session: AsyncSession, write: Write, item: Any) -> None:
+    """Have something written in the last moment of this unit of work, just before its commit.
+
+    For rows that many transactions contend for: a lock on them is then held for the commit alone. What was given for
+    the same function is written by one call, in order; it goes with the savepoint that is open now, when that is rolled
+    back. When writing fails, nothing is committed.
+
+    Args:
+        session: A unit of work of `AsyncDatabase.session()`.
+        write: Called with the session and all items.
+        item: What to write.
+
+    Raises:
+        ConfigurationError: The session is not one of `AsyncDatabase`.
+    """
+    if not isinstance(session, UnitOfWork):
+        raise ConfigurationError("write_last needs a session that AsyncDatabase.session() made.")
+    inner = session.sync_session
+    if not inner.in_transaction():
+        inner.begin()  # so that a rollback before the first statement is one
+    inner.last.append((write, item, inner.get_nested_transaction()))
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:
@@ -126,5 +156,7 @@ def _forget(session: _Session, rolled_back: SessionTransaction) -> None:
 
     if rolled_back.parent is None:
         session.callbacks.clear()
+        session.last.clear()
     else:
+        session.last = [one for one in session.last if not depends(one[2])]
         session.callbacks = {call: within for call, within in session.callbacks.items() if not depends(within)}

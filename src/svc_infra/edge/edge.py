@@ -16,7 +16,7 @@ from svc_infra.edge.exchange import Exchange, Rules
 from svc_infra.edge.handshake import Handshake
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, SvcInfraError, UriTooLongError
-from svc_infra.middleware._scope import EDGE, Sent, log_answered, read_headers, route_template
+from svc_infra.middleware._scope import EDGE, Sent, client_ip, log_answered, read_headers, route_template
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.middleware.security_headers import SecurityHeaders
 from svc_infra.obs.context import Context, enter, leave
@@ -90,7 +90,7 @@ class EdgeMiddleware:
         if self._proxies:
             self._proxies.apply(scope)
         sent = read_headers(scope["headers"])
-        context = _context(sent)
+        context = _context(sent, scope)
         token = enter(context)
         root_path = scope[EDGE] = scope.get("root_path", "")
         route_class = "" if self._metrics is None else self._metrics.started(scope["path"])
@@ -159,7 +159,7 @@ class EdgeMiddleware:
         if self._proxies:
             self._proxies.apply(scope)
         sent = read_headers(scope["headers"])
-        context = _context(sent)
+        context = _context(sent, scope)
         token = enter(context)
         root_path = scope[EDGE] = scope.get("root_path", "")
         handshake = Handshake(scope, send, context.request_id, self._rules.expose)
@@ -181,11 +181,12 @@ class EdgeMiddleware:
             leave(token)
 
 
-def _context(sent: Sent) -> Context:
-    fresh = getrandbits(320).to_bytes(40).hex()
-    if sent.trace is None:
-        return Context(sent.request_id or fresh[:32], fresh[32:64], fresh[64:])
-    return Context(sent.request_id or fresh[:32], sent.trace.trace_id, fresh[64:], sampled=sent.trace.sampled)
+def _context(sent: Sent, scope: Scope) -> Context:
+    fresh, trace, ip = getrandbits(320).to_bytes(40).hex(), sent.trace, client_ip(scope)
+    request_id = sent.request_id or fresh[:32]
+    if trace is None:
+        return Context(request_id, fresh[32:64], fresh[64:], client_ip=ip)
+    return Context(request_id, trace.trace_id, fresh[64:], client_ip=ip, sampled=trace.sampled)
 
 
 def _plainly(send: Send) -> Send:

@@ -6,7 +6,7 @@ import os
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svc_infra.middleware._scope import EDGE, read_headers
+from svc_infra.middleware._scope import EDGE, client_ip, read_headers
 from svc_infra.obs.context import Context, enter, leave
 
 
@@ -37,7 +37,8 @@ class RequestIdMiddleware:
                 message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
-        token = enter(Context(request_id, sent.trace.trace_id if sent.trace else ""))
+        trace_id = sent.trace.trace_id if sent.trace else ""
+        token = enter(Context(request_id, trace_id, client_ip=client_ip(scope)))
         try:
             await self.app(scope, receive, send_with_id)
         finally:

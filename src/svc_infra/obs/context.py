@@ -25,6 +25,8 @@ class Context:
     api_key_id: str = ""
     actor_id: str = ""
     job_id: str = ""
+    client_ip: str = ""
+    """Where the request comes from. Neither logged with every line nor carried into jobs, which come from nowhere."""
     deadline: float = inf
     """When the answer must have begun, in the seconds of `time.monotonic`; infinite where it may take any time."""
     sampled: bool | None = None
@@ -46,7 +48,7 @@ class Context:
         return carried
 
 
-FACTS = tuple(field.name for field in fields(Context) if field.name not in ("deadline", "sampled"))
+FACTS = tuple(field.name for field in fields(Context) if field.name not in ("client_ip", "deadline", "sampled"))
 """The names of the facts."""
 
 _TRACEPARENT = "traceparent"

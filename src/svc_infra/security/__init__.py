@@ -1,15 +1,27 @@
 """Identity: who is calling, and what they may do.
 
-- `accounts`: register and log in · `passwords`: argon2id in a bounded pool
-- `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens and the key ring
-- `organizations`: the tenants and their members
+- `accounts`: register, log in, recover, the `/auth` routes · `passwords`: which are accepted, argon2id in a pool
+- `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens
+- `lockout`: how often somebody may guess, at whatever factor
+- `audit`: who did what · `organizations`: the tenants and their members
 - `principal`: who a request acts for · `permissions`: roles, permissions and the dependencies that require them
-- `models`: the tables · `http`: `Identity`, `RequireUser`, the routes · `add`: `add_auth_users`
+- `keyring`: the keys, and those before them · `cipher`: encrypted columns · `cookies`: signed, sealed, and CSRF
+- `models`: the tables · `references`: an app's own users instead of them
+- `http`: `Identity`, `RequireUser` and their like · `aliases`: older paths
+- `add`: `add_auth_users`, `add_security`, `purge_sessions`
 """
 
-from svc_infra.security.accounts import Accounts
+from svc_infra.security.accounts import Accounts, Credentials, MailQueue
+from svc_infra.security.cipher import EncryptedField, FieldCipher
+from svc_infra.security.cookies import Cookies
+from svc_infra.security.keyring import KeyRing
+from svc_infra.security.lockout import Lockout
+from svc_infra.security.models import HasAccount
 from svc_infra.security.organizations import OrganizationRole, Organizations
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Device, Sessions, TokenPair
 
-__all__ = ["Accounts", "Device", "OrganizationRole", "Organizations", "Principal", "Sessions", "TokenPair"]
+__all__ = [
+    "Accounts", "Cookies", "Credentials", "Device", "EncryptedField", "FieldCipher", "HasAccount", "KeyRing",
+    "Lockout", "MailQueue", "OrganizationRole", "Organizations", "Principal", "Sessions", "TokenPair",
+]  # fmt: skip

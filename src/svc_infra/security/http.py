@@ -1,91 +1,106 @@
-"""The room over HTTP: who is calling, what they need to be allowed, and the `/auth` routes."""
+"""The room over HTTP: who is calling, and what they need to be allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypeVar, cast
-from uuid import UUID
+from typing import Annotated, Literal, TypeVar, cast
 
-from fastapi import APIRouter, Depends, Request, Response, Security, params
+from fastapi import Security, params
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from svc_infra.db.http import DbSession
 from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
 from svc_infra.obs import context
 from svc_infra.security._policy import check_permission_name
-from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
-from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS
+from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions import Device, Sessions, TokenPair
+from svc_infra.security.sessions import Sessions
 from svc_infra.wiring import wiring_of
 
 T = TypeVar("T")
 
-MAX_REFRESH_TOKEN_CHARACTERS = 256
-
-_REFUSED: dict[int | str, dict[str, Any]] = {401: {"description": "What was sent is not valid, or not any more."}}
-_BUSY: dict[int | str, dict[str, Any]] = {429: {"description": "Too many passwords are being checked: try again."}}
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing (RFC 9110, 9.2.1), so another site may send them."""
 
 _VERIFIED = "svc_infra.verified"
 
 
-class _BearerToken(SecurityBase):
-    """Reads the access token of a request, or of a WebSocket's handshake."""
+class _Caller(SecurityBase):
+    """Finds the caller of a request, or of a WebSocket's handshake; one dependency, because each costs its share."""
 
     scheme_name = "Bearer"
     model = BearerScheme(bearerFormat="JWT")
 
-    async def __call__(self, connection: HTTPConnection) -> str | None:
-        """The token, or None without a credential; a credential of another form is refused, not ignored."""
-        sent = connection.headers.getlist("authorization")
-        if not sent:
-            return None
-        scheme, _, token = sent[0].partition(" ")
-        if len(sent) > 1 or scheme.lower() != "bearer":
-            raise InvalidTokenError("Send one header: `Authorization: Bearer <access token>`.")
-        return token.strip()
+    async def __call__(self, connection: HTTPConnection) -> Principal | None:
+        """The caller, or None for a request without a credential.
+
+        Raises:
+            UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
+            ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+        """
+        return await identify_user(connection)
 
 
-async def get_optional_user(
-    connection: HTTPConnection, token: Annotated[str | None, Security(_BearerToken())]
-) -> Principal | None:
-    """The caller, or None for a request without a credential.
+class _LoggedIn(_Caller):
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """The caller.
 
-    Raises:
-        UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
-    """
+        Raises:
+            UnauthorizedError: There is no credential, or it is not a valid access token of a live login.
+            ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+        """
+        user = await identify_user(connection)
+        if user is None:
+            raise UnauthorizedError
+        return user
+
+
+get_optional_user = _Caller()
+get_current_user = _LoggedIn()
+
+
+async def identify_user(connection: HTTPConnection) -> Principal | None:
+    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
+    via: Literal["jwt", "cookie"] = "jwt"
+    token = _bearer_token(connection.scope["headers"])
     if token is None:
-        return None
-    sessions = _sessions(connection)
+        token, via = connection.cookies.get(ACCESS_COOKIE), "cookie"
+        if token is None:
+            return None
+    sessions = shared(connection, Sessions)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
     if verified_by is not sessions:
-        principal = await sessions.principal(token)
+        principal = await sessions.principal(token, via=via)
+        if via == "cookie":
+            _refuse_other_sites(connection, principal)
         connection.scope[_VERIFIED] = sessions, principal
     context.current().principal_id = str(principal.id)
     return cast(Principal, principal)
 
 
-async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
-    return await get_optional_user(connection, await _BearerToken()(connection))
+def _bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The access token, or None without one; a credential of another form is refused, not ignored."""
+    sent = [value for name, value in headers if name == b"authorization"]
+    if not sent:
+        return None
+    scheme, _, token = sent[0].decode("latin-1").partition(" ")
+    if len(sent) > 1 or scheme.lower() != "bearer":
+        raise InvalidTokenError("Send one header: `Authorization: Bearer <access token>`.")
+    return token.strip()
 
 
-async def get_current_user(user: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
-    """The caller.
-
-    Raises:
-        UnauthorizedError: There is no credential, or it is not a valid access token of a live login.
-    """
-    if user is None:
-        raise UnauthorizedError
-    return user
+def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
+    """A browser sends cookies with whatever another site makes it send (RFC 6265, 8.2)."""
+    csrf = shared(connection, Csrf)
+    if connection.scope["type"] == "websocket":
+        csrf.check_origin(connection.headers)
+    elif connection.scope["method"] not in SAFE_METHODS:
+        csrf.check(connection.headers, connection.cookies.get(CSRF_COOKIE, ""), user.session_id)
 
 
-Identity = Annotated[Principal, Depends(get_current_user)]
-OptionalIdentity = Annotated[Principal | None, Depends(get_optional_user)]
+Identity = Annotated[Principal, Security(get_current_user)]
+OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 
 def RequireUser() -> params.Depends:  # noqa: N802 - reads like the type that it stands for
@@ -121,110 +136,12 @@ def _require(names: tuple[str, ...], kind: str, held: Callable[[Principal], Iter
     return params.Depends(check)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def shared(connection: HTTPConnection, kind: type[T]) -> T:
+    """Something that this room shares in the app.
 
-
-class Credentials(_Body):
-    """An e-mail address and a password."""
-
-    email: Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARACTERS, json_schema_extra={"format": "email"})]
-    password: Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)]
-
-
-class NewCredentials(Credentials):
-    """An e-mail address and a password for a new account."""
-
-    password: Annotated[
-        SecretStr,
-        Field(  # the policy itself says it to a person
-            min_length=1, max_length=MAX_PASSWORD_CHARACTERS, json_schema_extra={"minLength": MIN_PASSWORD_CHARACTERS}
-        ),
-    ]
-
-
-class RefreshBody(_Body):
-    """The refresh token that was given last."""
-
-    refresh_token: Annotated[str, Field(min_length=1, max_length=MAX_REFRESH_TOKEN_CHARACTERS)]
-
-
-class Tokens(BaseModel):
-    """What a client needs to stay logged in (RFC 6749, 5.1)."""
-
-    access_token: str
-    refresh_token: str
-    token_type: str = "bearer"  # noqa: S105 - not a secret
-    expires_in: int = Field(description="Seconds that the access token is good for.")
-
-
-class Account(BaseModel):
-    """An account as its owner sees it."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    email: str
-    roles: list[str]
-
-
-def auth_router(prefix: str) -> APIRouter:
-    """The routes of the room."""
-    router = APIRouter(prefix=prefix, tags=["auth"])
-
-    @router.post("/register", status_code=201, responses=_BUSY)
-    async def register(body: NewCredentials, request: Request, session: DbSession) -> Account:
-        """Make an account."""
-        user = await _accounts(request).register(session, email=body.email, password=body.password.get_secret_value())
-        return Account.model_validate(user)
-
-    @router.post("/login", responses=_REFUSED | _BUSY)
-    async def login(body: Credentials, request: Request, response: Response) -> Tokens:
-        """Exchange an e-mail address and a password for tokens."""
-        pair = await _accounts(request).login(
-            email=body.email, password=body.password.get_secret_value(), device=_device(request)
-        )
-        return _tokens(pair, response)
-
-    @router.post("/refresh", responses=_REFUSED)
-    async def refresh(body: RefreshBody, request: Request, response: Response) -> Tokens:
-        """Exchange a refresh token, once, for new tokens."""
-        return _tokens(await _sessions(request).refresh(body.refresh_token), response)
-
-    @router.post("/logout", status_code=204)
-    async def logout(request: Request, user: Identity, session: DbSession) -> None:
-        """End this login: its access and refresh tokens are refused from now on."""
-        if user.session_id is not None:
-            await _sessions(request).revoke(session, user.session_id, reason="logout")
-
-    @router.get("/me")
-    async def me(user: Identity) -> Account:
-        """The account that is logged in."""
-        return Account(id=user.id, email=user.email, roles=sorted(user.roles))
-
-    return router
-
-
-def _tokens(pair: TokenPair, response: Response) -> Tokens:
-    response.headers["Cache-Control"] = "no-store"
-    return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds)
-
-
-def _device(request: Request) -> Device:
-    return Device(
-        user_agent=request.headers.get("user-agent", ""), ip=request.client.host if request.client is not None else ""
-    )
-
-
-def _accounts(connection: HTTPConnection) -> Accounts:
-    return _shared(connection, Accounts)
-
-
-def _sessions(connection: HTTPConnection) -> Sessions:
-    return _shared(connection, Sessions)
-
-
-def _shared(connection: HTTPConnection, kind: type[T]) -> T:
+    Raises:
+        ConfigurationError: The app has no accounts.
+    """
     wiring = wiring_of(connection.app)
     if not wiring.has(kind):
         raise ConfigurationError("This app has no accounts: call add_auth_users(app) before it starts.")

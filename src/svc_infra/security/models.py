@@ -1,4 +1,4 @@
-"""The room's tables: users, their logins and refresh tokens, organizations and who belongs to them."""
+"""The room's tables: users, their logins, refresh tokens and links, organizations and who belongs to them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from svc_infra.db.columns import Base, HasId, HasTimestamps, UtcDateTime
 
 
-class User(HasId, HasTimestamps, Base):
-    """An account.
+class HasAccount(HasId, HasTimestamps):
+    """What makes a model the app's users: `class Person(HasAccount, Base)`, given to `add_auth_users(user_model=...)`.
 
     Attributes:
         email: In the one form that `accounts.normalized_email` gives; unique.
@@ -22,9 +22,8 @@ class User(HasId, HasTimestamps, Base):
         is_active: A disabled account can neither log in nor use a token that it still has.
         is_verified: Whether the address was proven to be the user's.
         roles: Names in the app's `Policy`.
+        disabled_reason: Why it is not active.
     """
-
-    __tablename__ = "svc_users"
 
     email: Mapped[str] = mapped_column(String(320), unique=True)
     password_hash: Mapped[str | None] = mapped_column(String(255))
@@ -35,6 +34,19 @@ class User(HasId, HasTimestamps, Base):
         MutableList.as_mutable(JSON().with_variant(JSONB(), "postgresql")), default=list
     )
     last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    disabled_reason: Mapped[str | None] = mapped_column(String(200))
+
+
+class User(HasAccount, Base):
+    """An account of the library's own kind.
+
+    Attributes:
+        full_name: What the user wants to be called.
+    """
+
+    __tablename__ = "svc_users"
+
+    full_name: Mapped[str | None] = mapped_column(String(200))
 
 
 class Session(HasId, Base):
@@ -76,6 +88,44 @@ class RefreshToken(HasId, Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class AccountLink(HasId, Base):
+    """A link that was mailed: whoever has it may do one thing, once.
+
+    Attributes:
+        user_id: Whose account it is for; None for a decoy, which was made for an address without one and opens nothing.
+        kind: What it is for.
+        token_hash: SHA-256 of what the link carries, in hex.
+        email: The address that it was sent to.
+    """
+
+    __tablename__ = "svc_account_links"
+
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("svc_users.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    email: Mapped[str] = mapped_column(String(320))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Attempts(Base):
+    """Attempts to log in that did not succeed, for one account or one network.
+
+    Attributes:
+        key: Keyed hash of the account's address or of the network.
+        failures: How many in a row.
+        locked_until: Nothing is tried before then.
+    """
+
+    __tablename__ = "svc_login_attempts"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    failures: Mapped[int]
+    last_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Organization(HasId, HasTimestamps, Base):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from secrets import token_hex
 from typing import NamedTuple
@@ -15,8 +16,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ConflictError, NotFoundError, ValidationError
-from svc_infra.security.models import Membership, Organization, User
+from svc_infra.security.audit import record
+from svc_infra.security.models import HasAccount, Membership, Organization, User
 from svc_infra.types import new_id
+from svc_infra.wiring import current_wiring
 
 MAX_NAME_CHARACTERS = 200
 MAX_SLUG_CHARACTERS = 63
@@ -34,6 +37,13 @@ class OrganizationRole(StrEnum):
     MEMBER = "member"
 
 
+@dataclass(frozen=True, slots=True)
+class UserModel:
+    """The class of the app's users, as `add_auth_users` was given it."""
+
+    kind: type[HasAccount]
+
+
 class Belonging(NamedTuple):
     """One organization of a user, and the user's role in it."""
 
@@ -44,7 +54,8 @@ class Belonging(NamedTuple):
 class Organizations:
     """The organizations that one unit of work sees and changes.
 
-    Whether the caller may do what is asked is decided before: with `RequireTenantRole` on the route.
+    Whether the caller may do what is asked is decided before: with `RequireTenantRole` on the route. What is changed is
+    recorded in the organization's chain of the audit trail, so it is changed in requests, jobs and scripts of an app.
 
     Args:
         session: The unit of work.
@@ -72,6 +83,14 @@ class Organizations:
         if slug is not None and (len(slug) > MAX_SLUG_CHARACTERS or not _SLUG.fullmatch(slug)):
             raise _invalid("slug", f"A slug has 1 to {MAX_SLUG_CHARACTERS} lower-case letters, digits and hyphens.")
         organization = await self._stored(name, _slugs_for(name) if slug is None else (slug,))
+        tenant_id = str(organization.id)
+        await record(
+            self._session,
+            "organization.created",
+            target=f"organization:{tenant_id}",
+            tenant_id=tenant_id,
+            after={"name": name, "slug": organization.slug},
+        )
         await self.add_member(organization.id, owner_id, OrganizationRole.OWNER)
         return organization
 
@@ -82,15 +101,25 @@ class Organizations:
             NotFoundError: There is no such organization or user.
             ConflictError: The user is a member already.
         """
-        for kind, identifier in ((Organization, organization_id), (User, user_id)):
-            if await self._session.get(kind, identifier) is None:
-                raise NotFoundError(kind.__name__, identifier)
+        wiring = current_wiring()
+        users = wiring.get(UserModel).kind if wiring is not None and wiring.has(UserModel) else User
+        if await self._session.get(Organization, organization_id) is None:
+            raise NotFoundError("Organization", organization_id)
+        if await self._session.get(users, user_id) is None:
+            raise NotFoundError("User", user_id)
         membership = Membership(id=new_id(), organization_id=organization_id, user_id=user_id, role=str(role))
         try:
             async with self._session.begin_nested():
                 self._session.add(membership)
         except IntegrityError:
             raise ConflictError("This user is a member already.") from None
+        await record(
+            self._session,
+            "membership.added",
+            target=f"user:{user_id}",
+            tenant_id=str(organization_id),
+            after={"role": str(role)},
+        )
         return membership
 
     async def of_user(self, user_id: UUID, *, limit: int = MAX_LISTED) -> list[Belonging]:

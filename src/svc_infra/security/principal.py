@@ -27,7 +27,7 @@ class Principal:
     roles: frozenset[str] = frozenset()
     permissions: frozenset[str] = frozenset()
     scopes: frozenset[str] | None = None
-    via: Literal["jwt"] = "jwt"
+    via: Literal["jwt", "cookie"] = "jwt"
     session_id: UUID | None = None
     tenant_id: str | None = None
 

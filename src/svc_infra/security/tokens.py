@@ -1,9 +1,11 @@
-"""Access tokens, and the keys that everything in this room is signed with."""
+"""Access tokens."""
 
 from __future__ import annotations
 
-import hmac
 import json
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -12,35 +14,27 @@ from uuid import UUID
 
 from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, JoseError
-from joserfc.jwk import OctKey
+from joserfc.jwk import ECKey, OctKey, OKPKey
 from joserfc.jws import JWSRegistry
 from pydantic import SecretStr
 
-from svc_infra.errors import InvalidTokenError, TokenExpiredError
+from svc_infra.errors import ConfigurationError, InvalidTokenError, TokenExpiredError
+from svc_infra.security.keyring import KeyRing
 from svc_infra.types import Clock, SystemClock, new_id
 
 MAX_TOKEN_BYTES = 8 * 1024
 LEEWAY_SECONDS = 5
 """How far the clocks of two machines may be apart."""
 
-_ALGORITHM = "HS256"
+MAX_REMEMBERED = 10_000
+"""Tokens that were verified before and need not be verified again until they end."""
+
+_HMAC = "HS256"
+_CURVES = {"P-256": "ES256", "Ed25519": "Ed25519"}  # RFC 9864 names the curve
 _TYPE = "at+jwt"
+_PEM = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
 
-
-class KeyRing:
-    """The secrets of one app, newest first: the newest signs, all of them verify.
-
-    Args:
-        newest: What is signed with.
-        older: What may still have been signed with.
-    """
-
-    def __init__(self, newest: SecretStr, *older: SecretStr) -> None:
-        self._secrets = tuple(secret.get_secret_value().encode() for secret in (newest, *older))
-
-    def derived(self, purpose: str) -> tuple[bytes, ...]:
-        """One key for each secret, newest first, that is good for this purpose and tells nothing of any other's."""
-        return tuple(hmac.digest(secret, b"svc-infra:" + purpose.encode(), "sha256") for secret in self._secrets)
+SigningKey = ECKey | OKPKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +45,29 @@ class AccessClaims:
     session_id: UUID
 
 
+def signing_keys(pem: SecretStr | None) -> list[SigningKey]:
+    """The private keys in this text, in order; none when there is no text.
+
+    Raises:
+        ConfigurationError: There is no key in it, or one of another kind than P-256 and Ed25519.
+    """
+    blocks = [match[0] for match in _PEM.finditer(pem.get_secret_value())] if pem is not None else []
+    if pem is not None and not blocks:
+        raise ConfigurationError("AUTH_SIGNING_KEYS holds no private key in PEM.")
+    return [_imported(block) for block in blocks]
+
+
+def _imported(block: str) -> SigningKey:
+    for kind in (ECKey, OKPKey):
+        try:
+            key: SigningKey = kind.import_key(block)
+        except (JoseError, ValueError, TypeError):
+            continue
+        if key.curve_name in _CURVES:
+            return key
+    raise ConfigurationError("AUTH_SIGNING_KEYS holds a key that is neither of the curve P-256 nor Ed25519.")
+
+
 class AccessTokens:
     """Short-lived JWTs (RFC 7519, RFC 9068) that name a user and the login that the token belongs to.
 
@@ -59,6 +76,7 @@ class AccessTokens:
 
     Args:
         keys: Where the signing keys come from.
+        signing: Private keys to sign with instead, the newest first; tokens signed with `keys` are still accepted.
         issuer: The `iss` claim.
         audience: The `aud` claim.
         ttl_seconds: How long a token is good for.
@@ -66,16 +84,28 @@ class AccessTokens:
     """
 
     def __init__(
-        self, keys: KeyRing, *, issuer: str, audience: str, ttl_seconds: float, clock: Clock | None = None
+        self,
+        keys: KeyRing,
+        *,
+        issuer: str,
+        audience: str,
+        ttl_seconds: float,
+        signing: Sequence[SigningKey] = (),
+        clock: Clock | None = None,
     ) -> None:
         self._issuer = issuer
         self._audience = audience
         self._ttl_seconds = int(ttl_seconds)
         self._clock = clock or SystemClock()
-        self._registry = JWSRegistry(algorithms=[_ALGORITHM])
-        signers = [(_header(key), OctKey.import_key(key)) for key in keys.derived("access-token")]
+        self._registry = JWSRegistry(algorithms=[_HMAC, *_CURVES.values()])
+        self._signing = tuple(signing)
+        signers: list[tuple[dict[str, str], SigningKey | OctKey]] = [
+            (_header(_CURVES[key.curve_name], key.thumbprint()), key) for key in signing
+        ]
+        signers += [(_header(_HMAC, name), OctKey.import_key(key)) for name, key in keys.by_id("access-token").items()]
         self._header, self._key = signers[0]
         self._key_by_header = {self._encoded({}, header, key).partition(".")[0]: key for header, key in signers}
+        self._remembered: OrderedDict[bytes, tuple[AccessClaims, int, int]] = OrderedDict()
         self._claims = jwt.JWTClaimsRegistry(
             now=self._now,
             leeway=LEEWAY_SECONDS,
@@ -114,19 +144,37 @@ class AccessTokens:
             TokenExpiredError: It is genuine, but its time is over.
             InvalidTokenError: Anything else is wrong with it.
         """
-        key = self._key_by_header.get(token.partition(".")[0]) if len(token) <= MAX_TOKEN_BYTES else None
+        if len(token) > MAX_TOKEN_BYTES:
+            raise InvalidTokenError
+        digest, now = sha256(token.encode("utf-8", "surrogatepass")).digest(), self._now()
+        known = self._remembered.get(digest)
+        if known is not None and known[1] <= now + LEEWAY_SECONDS and now - LEEWAY_SECONDS < known[2]:
+            return known[0]
+        key = self._key_by_header.get(token.partition(".")[0])
         if key is None:
             raise InvalidTokenError
         try:
             claims = jwt.decode(token, key, registry=self._registry, decoder_cls=_StrictDecoder).claims
             self._claims.validate(claims)
-            return AccessClaims(user_id=UUID(claims["sub"]), session_id=UUID(claims["sid"]))
+            verified = AccessClaims(user_id=UUID(claims["sub"]), session_id=UUID(claims["sid"]))
         except ExpiredTokenError:
             raise TokenExpiredError from None
         except (JoseError, ValueError, TypeError, AttributeError, RecursionError):
             raise InvalidTokenError from None
+        self._remembered[digest] = verified, claims["nbf"], claims["exp"]
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return verified
 
-    def _encoded(self, claims: dict[str, Any], header: dict[str, str], key: OctKey) -> str:
+    def jwks(self) -> dict[str, Any]:
+        """The public keys that other services verify tokens with (RFC 7517); empty where there are only secret ones."""
+        public = [
+            {**key.as_dict(private=False), "kid": key.thumbprint(), "use": "sig", "alg": _CURVES[key.curve_name]}
+            for key in self._signing
+        ]
+        return {"keys": public}
+
+    def _encoded(self, claims: dict[str, Any], header: dict[str, str], key: SigningKey | OctKey) -> str:
         return jwt.encode(header, claims, key, registry=self._registry, default_type=None)
 
     def _now(self) -> int:
@@ -151,5 +199,5 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _header(key: bytes) -> dict[str, str]:
-    return {"alg": _ALGORITHM, "kid": sha256(key).hexdigest()[:16], "typ": _TYPE}
+def _header(algorithm: str, key_id: str) -> dict[str, str]:
+    return {"alg": algorithm, "kid": key_id, "typ": _TYPE}

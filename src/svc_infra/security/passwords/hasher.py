@@ -1,4 +1,4 @@
-"""Passwords: which are acceptable, and their argon2id hashes, computed beside the event loop in a bounded pool."""
+"""Password hashes: argon2id, computed beside the event loop in a bounded pool."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import NamedTuple, TypeVar
 
@@ -15,40 +14,18 @@ from pwdlib import PasswordHash
 from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from svc_infra.errors import RateLimitedError, ValidationError
+from svc_infra._optional import need
+from svc_infra.errors import RateLimitedError
+from svc_infra.security.passwords.policy import MAX_PASSWORD_BYTES, MAX_PASSWORD_CHARACTERS, refused
 
 T = TypeVar("T")
 
-MIN_PASSWORD_CHARACTERS = 8
-MAX_PASSWORD_CHARACTERS = 128
-MAX_PASSWORD_BYTES = 4 * MAX_PASSWORD_CHARACTERS
-"""What that many characters can take in UTF-8; nothing longer is ever hashed."""
+BCRYPT_BYTES = 72
+"""What bcrypt reads of a password; what made the old hashes cut it there."""
+
+_BCRYPT = ("$2a$", "$2b$", "$2y$")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PasswordPolicy:
-    """Which passwords are accepted (NIST SP 800-63B-4, 3.1.1.2): a length, and no rules of composition.
-
-    Args:
-        min_characters: Shortest password.
-        max_characters: Longest password, at most `MAX_PASSWORD_CHARACTERS`.
-    """
-
-    min_characters: int = MIN_PASSWORD_CHARACTERS
-    max_characters: int = MAX_PASSWORD_CHARACTERS
-
-    def check(self, password: str, *, email: str) -> None:
-        """Refuse a password that is too short, too long, or the account's own address.
-
-        Raises:
-            ValidationError: Names what is wrong, never the password.
-        """
-        if not self.min_characters <= len(password) <= self.max_characters:
-            raise _refused(f"A password has {self.min_characters} to {self.max_characters} characters.")
-        if password.strip().casefold() in (email.casefold(), email.partition("@")[0].casefold()):
-            raise _refused("A password must not be the e-mail address.")
 
 
 class Verification(NamedTuple):
@@ -63,6 +40,9 @@ class PasswordHasher:
 
     Hashing is meant to be slow, so it runs in threads (argon2 releases the interpreter lock) and what does not fit is
     refused at once: other requests stay fast however many logins arrive.
+
+    A bcrypt hash of an older system is verified too, with the extra `auth`, and replaced at the first login. Until then
+    its owner's logins take as long as bcrypt does, which tells that the account is such an old one.
 
     Args:
         concurrency: Passwords hashed at the same time; one thread each.
@@ -88,7 +68,7 @@ class PasswordHasher:
         """
         encoded = _encoded(password)
         if encoded is None:
-            raise _refused(f"A password has at most {MAX_PASSWORD_CHARACTERS} characters.")
+            raise refused(f"A password has at most {MAX_PASSWORD_CHARACTERS} characters.")
         return await self._in_thread(lambda: self._argon2.hash(encoded))
 
     async def verify(self, password: str, password_hash: str | None) -> Verification:
@@ -111,6 +91,9 @@ class PasswordHasher:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _verify(self, password: bytes, password_hash: str | None) -> Verification:
+        if password_hash is not None and password_hash.startswith(_BCRYPT):
+            matches = _bcrypt_matches(password, password_hash)
+            return Verification(matches, self._argon2.hash(password) if matches else None)
         if password_hash is not None:
             try:
                 return Verification(*self._argon2.verify_and_update(password, password_hash))
@@ -128,6 +111,14 @@ class PasswordHasher:
         return await asyncio.wrap_future(future)
 
 
+def _bcrypt_matches(password: bytes, password_hash: str) -> bool:
+    try:
+        return bool(need("bcrypt").checkpw(password[:BCRYPT_BYTES], password_hash.encode()))
+    except ValueError:
+        _log.warning("auth.password_hash_unknown")
+        return False
+
+
 def _encoded(password: str) -> bytes | None:
     if len(password) > MAX_PASSWORD_BYTES:
         return None
@@ -136,7 +127,3 @@ def _encoded(password: str) -> bytes | None:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry
         return None
     return encoded if len(encoded) <= MAX_PASSWORD_BYTES else None
-
-
-def _refused(detail: str) -> ValidationError:
-    return ValidationError(detail, errors=[{"pointer": "#/password", "detail": detail}])

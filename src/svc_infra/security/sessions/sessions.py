@@ -19,25 +19,31 @@ from __future__ import annotations
 import hmac
 import logging
 from base64 import urlsafe_b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from secrets import token_urlsafe
-from typing import Any, cast
+from typing import Any, Literal, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db.database import AsyncDatabase
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security._policy import Policy
-from svc_infra.security.models import RefreshToken, Session, User
+from svc_infra.security.audit import AuditTrail
+from svc_infra.security.keyring import KeyRing
+from svc_infra.security.models import HasAccount, RefreshToken, Session, User
 from svc_infra.security.principal import Principal
-from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED, LiveSessions
+from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
 
 REFRESH_TOKEN_BYTES = 32
+MAX_LISTED = 100
+"""Logins given in one list."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +63,8 @@ class TokenPair:
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_in_seconds: int
+    session_id: UUID
+    session_ends_in_seconds: int
 
 
 class Sessions:
@@ -64,9 +72,12 @@ class Sessions:
 
     Args:
         db: Where they are kept.
+        live: Knows which of them are alive.
+        trail: Where it is recorded that one begins or ends.
         tokens: Makes and verifies the access tokens.
         keys: Where the keys for refresh tokens and address hashes come from.
         policy: What the roles permit.
+        user_model: Whose they are.
         ttl_seconds: How long a login lasts, however often it is refreshed.
         grace_seconds: How long the previous refresh token still gives its successor; 0 for not at all.
         clock: Where the time comes from.
@@ -75,16 +86,22 @@ class Sessions:
     def __init__(
         self,
         db: AsyncDatabase,
+        live: LiveSessions,
+        trail: AuditTrail,
         tokens: AccessTokens,
         keys: KeyRing,
         policy: Policy,
         *,
+        user_model: type[HasAccount] = User,
         ttl_seconds: float,
         grace_seconds: float,
         clock: Clock | None = None,
     ) -> None:
         self._db = db
+        self._live = live
+        self._trail = trail
         self._tokens = tokens
+        self._user = user_model
         self._policy = policy
         self._successor_keys = keys.derived("refresh-token")
         self._ip_key = keys.derived("ip-hash")[0]
@@ -106,6 +123,8 @@ class Sessions:
         )
         session.add(login)
         await session.flush()
+        where = {"user_id": str(user_id), "user_agent": login.user_agent}
+        await self._trail.record(session, "session.opened", target=f"session:{login.id}", after=where)
         refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
         session.add(_row(new_id(), refresh_token, login, now))
         return self._pair(login, refresh_token)
@@ -123,50 +142,83 @@ class Sessions:
             raise outcome
         return outcome
 
-    async def principal(self, access_token: str) -> Principal:
-        """Who an access token stands for, after one read: its login must live and its account be active.
+    async def principal(self, access_token: str, *, via: Literal["jwt", "cookie"] = "jwt") -> Principal:
+        """Who an access token stands for: its login must live and its account be active.
 
         Raises:
             TokenExpiredError: The token is genuine, but its time is over.
             InvalidTokenError: It is not genuine, its login has ended, or its account is disabled or gone.
         """
         claims = self._tokens.verify(access_token)
-        live = (
-            select(User.id, User.email, User.roles)
-            .join(Session, Session.user_id == User.id)
-            .where(
-                Session.id == claims.session_id,
-                Session.revoked_at.is_(None),
-                Session.expires_at > self._clock.now(),
-                User.id == claims.user_id,
-                User.is_active,
-            )
-        )
-        async with self._db.session(read_only=True) as session:
-            user = (await session.execute(live)).one_or_none()
-        if user is None:
+        live = await self._live.find(claims.session_id, claims.user_id)
+        if live is None or live.user_id != claims.user_id:
             raise _ended()
         return Principal(
-            id=user.id,
-            email=user.email,
-            roles=frozenset(user.roles),
-            permissions=self._policy.permissions(user.roles),
+            id=live.user_id,
+            email=live.email,
+            roles=frozenset(live.roles),
+            permissions=self._policy.permissions(live.roles),
+            via=via,
             session_id=claims.session_id,
         )
 
-    async def revoke(self, session: AsyncSession, session_id: UUID, *, reason: str) -> bool:
+    async def list(self, session: AsyncSession, user_id: UUID, *, limit: int = MAX_LISTED) -> list[Session]:
+        """The logins of a user that are alive, the one that was seen last first."""
+        alive = select(Session).where(self._alive(), Session.user_id == user_id)
+        return list(await session.scalars(alive.order_by(Session.last_seen_at.desc(), Session.id.desc()).limit(limit)))
+
+    async def revoke(
+        self, session: AsyncSession, session_id: UUID, *, reason: str, user_id: UUID | None = None
+    ) -> bool:
         """End a login in this unit of work; from its commit on none of its tokens is accepted.
 
+        Args:
+            session: The unit of work.
+            session_id: The login.
+            reason: Why, in a word or two.
+            user_id: Only when it is this user's.
+
         Returns:
-            False when it had ended before.
+            False when there is none, or it had ended before.
         """
-        ended = await session.execute(
-            update(Session)
-            .where(Session.id == session_id, Session.revoked_at.is_(None))
-            .values(revoked_at=self._clock.now(), revoke_reason=reason)
-            .execution_options(synchronize_session=False)
-        )
-        return _changed(ended)
+        wanted = [Session.id == session_id, *([Session.user_id == user_id] if user_id is not None else [])]
+        return bool(await self._end(session, wanted, f"session:{session_id}", reason))
+
+    async def revoke_all(self, session: AsyncSession, user_id: UUID, *, reason: str, keep: UUID | None = None) -> int:
+        """End every login of a user in this unit of work, but the one to keep.
+
+        Returns:
+            How many.
+        """
+        wanted = [Session.user_id == user_id, *([Session.id != keep] if keep is not None else [])]
+        return await self._end(session, wanted, f"user:{user_id}", reason)
+
+    async def purge(self, session: AsyncSession, *, older_than_seconds: float, limit: int = 1000) -> int:
+        """Delete logins that ended longer ago than this, and their tokens; returns how many, up to the limit."""
+        before = self._clock.now() - timedelta(seconds=older_than_seconds)
+        old = select(Session.id).where(or_(Session.expires_at < before, Session.revoked_at < before)).limit(limit)
+        gone = delete(Session).where(Session.id.in_(old)).returning(Session.id)
+        return len((await session.scalars(gone, execution_options=SAYS_WHAT_CHANGED)).all())
+
+    def _alive(self) -> ColumnElement[bool]:
+        return and_(Session.revoked_at.is_(None), Session.expires_at > self._clock.now())
+
+    async def _end(self, session: AsyncSession, wanted: Sequence[ColumnElement[bool]], target: str, reason: str) -> int:
+        ended = (
+            await session.execute(
+                update(Session)
+                .where(self._alive(), *wanted)
+                .values(revoked_at=self._clock.now(), revoke_reason=reason)
+                .returning(Session.id)
+                .execution_options(synchronize_session=False, **SAYS_WHAT_CHANGED)
+            )
+        ).all()
+        for row in ended:
+            self._live.forget(session, session_id=row.id)
+        if ended:
+            after = {"reason": reason, "sessions": len(ended)}
+            await self._trail.record(session, "session.revoked", target=target, after=after)
+        return len(ended)
 
     async def _rotate(self, session: AsyncSession, refresh_token: str) -> TokenPair | InvalidTokenError:
         now = self._clock.now()
@@ -174,8 +226,12 @@ class Sessions:
             await session.execute(
                 select(RefreshToken, Session)
                 .join(Session, Session.id == RefreshToken.session_id)
-                .join(User, User.id == Session.user_id)
-                .where(RefreshToken.token_hash == _hashed(refresh_token), Session.revoked_at.is_(None), User.is_active)
+                .join(self._user, self._user.id == Session.user_id)
+                .where(
+                    RefreshToken.token_hash == _hashed(refresh_token),
+                    Session.revoked_at.is_(None),
+                    self._user.is_active,
+                )
             )
         ).one_or_none()
         if found is None:
@@ -219,7 +275,8 @@ class Sessions:
         access_token, expires_in = self._tokens.issue(
             user_id=login.user_id, session_id=login.id, session_ends_at=login.expires_at
         )
-        return TokenPair(access_token, refresh_token, expires_in)
+        ends_in = int((login.expires_at - self._clock.now()).total_seconds())
+        return TokenPair(access_token, refresh_token, expires_in, login.id, ends_in)
 
 
 def _row(

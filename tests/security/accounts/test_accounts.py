@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from svc_infra.errors import ConflictError, InvalidCredentialsError, RateLimitedError, ValidationError
-from svc_infra.security import Accounts, Device
+from svc_infra.security import Device
 from svc_infra.security.accounts import normalized_email
 from svc_infra.security.models import RefreshToken, Session, User
 from svc_infra.security.passwords import PasswordHasher
@@ -28,7 +28,7 @@ async def state(world: World) -> dict[str, Any]:
 async def stored(world: World, user_id: UUID) -> User:
     async with world.db.session(read_only=True) as session:
         user = await world.accounts.get(session, user_id)
-        assert user is not None
+        assert isinstance(user, User)
         return user
 
 
@@ -103,7 +103,7 @@ async def test_every_refusal_costs_the_same_work(world: World, monkeypatch: pyte
     monkeypatch.setattr(
         argon2, "verify", lambda password, stored: costs.append(stored.rsplit("$", 2)[0]) or verify(password, stored)
     )
-    accounts = Accounts(world.db, hasher, world.sessions, clock=world.clock)
+    accounts = world.with_desk(hasher=hasher)
     for email in ("ana@example.com", "nobody@example.com", "disabled@example.com", "external@example.com"):
         with pytest.raises(InvalidCredentialsError):
             await accounts.login(email=email, password="wrong password")
@@ -116,7 +116,7 @@ async def test_every_refusal_costs_the_same_work(world: World, monkeypatch: pyte
 async def test_raised_costs_reach_an_account_at_its_next_login(world: World) -> None:
     user_id = await world.register()
     dearer = PasswordHasher(memory_kib=128, passes=1)
-    accounts = Accounts(world.db, dearer, world.sessions, clock=world.clock)
+    accounts = world.with_desk(hasher=dearer)
     await accounts.login(email="ana@example.com", password=PASSWORD)
     first = (await stored(world, user_id)).password_hash
     await accounts.login(email="ana@example.com", password=PASSWORD)
@@ -138,7 +138,7 @@ async def test_a_change_during_the_verification_wins(change: dict[str, Any], wor
 
     hasher = SlowHasher(memory_kib=64, passes=1)
     with pytest.raises(InvalidCredentialsError):
-        await Accounts(world.db, hasher, world.sessions).login(email="ana@example.com", password=PASSWORD)
+        await world.with_desk(hasher=hasher).login(email="ana@example.com", password=PASSWORD)
     assert (await state(world))["logins"] == [0, 0]
     hasher.close()
 
@@ -147,7 +147,7 @@ async def test_a_full_pool_refuses_logins_before_it_changes_anything(world: Worl
     await world.register()
     full = PasswordHasher(concurrency=1, max_waiting=0, memory_kib=64, passes=1)
     full._places.acquire()
-    accounts = Accounts(world.db, full, world.sessions)
+    accounts = world.with_desk(hasher=full)
     with pytest.raises(RateLimitedError):
         await accounts.login(email="ana@example.com", password=PASSWORD)
     assert (await state(world))["logins"] == [0, 0]

@@ -1,0 +1,145 @@
+"""How often someone may guess: a delay that grows with each failure, for each account and for each network.
+
+Every factor asks here, under the account's address, so that guesses at one add up with guesses at the others. An
+attempt is counted before it is made and taken back when it succeeds: a thousand guesses sent at once are a thousand
+attempts, whichever answer comes first. An address that has no account is counted like one that has.
+"""
+
+from __future__ import annotations
+
+import hmac
+from datetime import datetime, timedelta
+from ipaddress import ip_address, ip_network
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from svc_infra.config import AuthSettings
+from svc_infra.db import AsyncDatabase
+from svc_infra.errors import RateLimitedError
+from svc_infra.obs.metrics import metrics
+from svc_infra.security.keyring import KeyRing
+from svc_infra.security.models import Attempts
+from svc_infra.types import Clock, SystemClock
+
+NETWORK_BITS = {4: 24, 6: 64}
+"""How much of an address is one network: what one household or one cheap server has."""
+
+
+class Lockout:
+    """The failed attempts of one app.
+
+    Args:
+        db: Where they are counted.
+        keys: Where the key for their names comes from.
+        settings: `lockout_*`: how many are free, and how the delay grows.
+        clock: Where the time comes from.
+    """
+
+    def __init__(
+        self, db: AsyncDatabase, keys: KeyRing, settings: AuthSettings | None = None, *, clock: Clock | None = None
+    ) -> None:
+        self._db = db
+        self._key = keys.derived("lockout")[0]
+        self._settings = settings or AuthSettings()
+        self._clock = clock or SystemClock()
+
+    async def check(self, account: str, ip: str = "") -> None:
+        """Count one attempt, unless there were too many; in a unit of work of its own, so it stays counted.
+
+        Call `succeeded` when it succeeds and `withdrawn` when it could not be made; a failed one needs nothing more.
+
+        Args:
+            account: The account's address, in its one form.
+            ip: Where the attempt comes from; empty when unknown.
+
+        Raises:
+            RateLimitedError: Neither the right nor a wrong secret is looked at until the time that it tells.
+        """
+        now = self._clock.now()
+        async with self._db.session() as session:
+            rows = {kind: await self._locked(session, key) for kind, key in self._keys(account, ip).items()}
+            ends = {kind: row.locked_until for kind, row in rows.items() if row.locked_until and row.locked_until > now}
+            for kind, row in rows.items() if not ends else ():
+                forgotten = now - row.last_at > timedelta(seconds=self._settings.lockout_window_seconds)
+                row.failures = 1 if forgotten else row.failures + 1
+                row.last_at = now
+                row.locked_until = self._end(row, kind)
+        if ends:
+            metrics.increment("auth.locked_out", by=min(ends))
+            raise RateLimitedError(
+                "Too many failed attempts: try again later.",
+                retry_after_seconds=(max(ends.values()) - now).total_seconds(),
+            )
+
+    async def succeeded(self, session: AsyncSession, account: str, ip: str = "") -> None:
+        """Forget the account's failures, and this attempt of the network, in this unit of work."""
+        keys = self._keys(account, ip)
+        await session.execute(delete(Attempts).where(Attempts.key == keys.pop("account")))
+        for kind, key in keys.items():
+            await self._take_back(session, kind, key)
+
+    async def withdrawn(self, account: str, ip: str = "") -> None:
+        """Take an attempt back that was never made."""
+        async with self._db.session() as session:
+            for kind, key in self._keys(account, ip).items():
+                await self._take_back(session, kind, key)
+
+    async def failed(self, session: AsyncSession, account: str) -> bool:
+        """Whether this failure is the one that locked the account, for whoever wants to tell its owner."""
+        failures = await session.scalar(
+            select(Attempts.failures).where(Attempts.key == self._keys(account, "")["account"])
+        )
+        metrics.increment("auth.failed")
+        return failures == self._settings.lockout_threshold
+
+    async def unlock(self, session: AsyncSession, account: str) -> None:
+        """Forget the account's failures in this unit of work."""
+        await session.execute(delete(Attempts).where(Attempts.key == self._keys(account, "")["account"]))
+
+    async def purge(self, session: AsyncSession, *, limit: int = 1000) -> int:
+        """Delete what was forgotten; returns how much there was, up to the limit."""
+        before = self._clock.now() - timedelta(
+            seconds=max(self._settings.lockout_window_seconds, self._settings.lockout_max_seconds)
+        )
+        old = select(Attempts.key).where(Attempts.last_at < before).limit(limit)
+        return len((await session.scalars(delete(Attempts).where(Attempts.key.in_(old)).returning(Attempts.key))).all())
+
+    def _end(self, row: Attempts, kind: str) -> datetime | None:
+        settings = self._settings
+        free = settings.lockout_threshold if kind == "account" else settings.lockout_network_threshold
+        beyond = row.failures - free
+        if beyond < 0:
+            return None
+        seconds = min(settings.lockout_base_seconds * 2.0 ** min(beyond, 64), settings.lockout_max_seconds)
+        return row.last_at + timedelta(seconds=seconds)
+
+    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> None:
+        row = await self._locked(session, key)
+        row.failures = max(0, row.failures - 1)
+        if row.locked_until is not None:
+            row.locked_until = self._end(row, kind)
+
+    async def _locked(self, session: AsyncSession, key: str) -> Attempts:
+        wanted = select(Attempts).where(Attempts.key == key).with_for_update()
+        row = (await session.scalars(wanted)).one_or_none()
+        if row is None:
+            new = {"key": key, "failures": 0, "last_at": self._clock.now()}
+            await session.execute(insert(Attempts).values(new).on_conflict_do_nothing())
+            row = (await session.scalars(wanted)).one()
+        return row
+
+    def _keys(self, account: str, ip: str) -> dict[str, str]:
+        """The account before the network, always: nobody waits in a ring."""
+        network = _network(ip)
+        named = {"account": account, **({"network": network} if network else {})}
+        return {kind: hmac.digest(self._key, f"{kind}:{name}".encode(), "sha256").hex() for kind, name in named.items()}
+
+
+def _network(ip: str) -> str:
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return ""
+    return str(ip_network(f"{address}/{NETWORK_BITS[address.version]}", strict=False))
