@@ -219,7 +219,8 @@ def _add_logins(router: APIRouter) -> None:
         if token is None:
             token, cookies = request.cookies.get(REFRESH_COOKIE), True
             if token is None:
-                raise ValidationError("There is no refresh token.", errors=[{"pointer": "#/refresh_token"}])
+                detail = "Send the refresh token."
+                raise ValidationError(detail, errors=[{"pointer": "#/refresh_token", "detail": detail}])
             shared(request, Csrf).check(request.headers, request.cookies.get(CSRF_COOKIE, ""))
         return _given(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
 
