@@ -31,7 +31,8 @@ from svc_infra.middleware.problem import encoded
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.obs.redact import redacted, shown
 from svc_infra.obs.tracing import parse_traceparent
-from svc_infra.security.tokens import AccessTokens, KeyRing
+from svc_infra.security.keyring import KeyRing
+from svc_infra.security.tokens import AccessTokens
 from svc_infra.testing import FakeClock
 
 LENGTH = 64 * 1024

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ValidationError
-from svc_infra.jobs import JobQueue, task
-from svc_infra.jobs.task import JobContext
+from svc_infra.jobs import JobContext, JobQueue, task
 from svc_infra.mail.sender import Sender
 from svc_infra.mail.templates import Templates
 from svc_infra.security.cipher import FieldCipher
