@@ -33,7 +33,7 @@ from svc_infra.config.settings import (
 
 __all__ = [
     "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
-    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings", "OtelSettings", "RateLimitSettings",
-    "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings", "likely_typos",
-    "list_settings",
+    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings", "OtelSettings",
+    "RateLimitSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
+    "likely_typos", "list_settings",
 ]  # fmt: skip
