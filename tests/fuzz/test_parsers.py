@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
-from svc_infra.config.settings import CorsSettings
+from svc_infra.config.serving import CorsSettings
 from svc_infra.edge.cors import cors, is_preflight
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import BadRequestError, ConfigurationError, IdempotencyKeyMalformedError, InvalidTokenError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svc_infra.config.settings import EdgeSettings
+from svc_infra.config.serving import EdgeSettings
 from svc_infra.errors import ConfigurationError
 from svc_infra.middleware import TrustedProxiesMiddleware
 from svc_infra.middleware._scope import client_ip

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from svc_infra.config.settings import HeadersSettings
+from svc_infra.config.serving import HeadersSettings
 from svc_infra.errors import ConfigurationError
 from svc_infra.middleware import SecurityHeadersMiddleware
 from tests.middleware.asgi import Answer, call, edged, only

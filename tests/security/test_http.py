@@ -368,7 +368,7 @@ def test_openapi_tells_how_to_authenticate(clock: FakeClock) -> None:
     assert secured == {f"/auth/{path}" for path in own} | {
         f"/auth/sessions{path}" for path in ("", "/revoke-others", "/{session_id}")
     }
-    assert schema["components"]["schemas"]["Credentials"]["properties"]["password"]["writeOnly"] is True
+    assert schema["components"]["schemas"]["NewCredentials"]["properties"]["password"]["writeOnly"] is True
 
 
 def test_the_front_door_has_the_same_dependency() -> None:

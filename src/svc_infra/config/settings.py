@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_network
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from svc_infra.config.environment import Environment
 from svc_infra.config.secrets import Secrets
 from svc_infra.config.section import Section, all_wrong
+from svc_infra.config.serving import CorsSettings, EdgeSettings, HeadersSettings, IdempotencySettings, RateLimitSettings
+from svc_infra.config.telemetry import LogSettings, MetricsSettings, OtelSettings
 from svc_infra.config.url import UrlSetting
+from svc_infra.config.values import ManySeconds, NonNegativeInt, PositiveInt, PositiveSeconds, Seconds
 from svc_infra.config.variables import Variables
 from svc_infra.errors import ConfigurationError
-
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-
-def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        if value != "unix":
-            ip_network(value)
-    return values
-
-
-def _upper(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
-
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-ManySeconds = Annotated[tuple[PositiveSeconds, ...], BeforeValidator(_split)]
-"""Written with commas in the environment."""
-Many = Annotated[tuple[str, ...], BeforeValidator(_split)]
-"""Written with commas in the environment."""
 
 STANDARD_WEBHOOKS_SCHEDULE_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 """What the Standard Webhooks specification recommends: ten attempts within about 75 hours."""
@@ -59,145 +35,6 @@ class AppSettings(Section):
     docs: bool | None = Field(
         None, description="Serve /docs, /redoc and /openapi.json; by default everywhere but prod."
     )
-
-
-class EdgeSettings(Section):
-    """What every request passes before a handler sees it: `EDGE_*`. The limit of a body is `APP_MAX_BODY_BYTES`."""
-
-    model_config = SettingsConfigDict(env_prefix="EDGE_")
-
-    trusted_proxies: Annotated[Many, AfterValidator(_networks)] = Field(
-        (), description="Addresses and networks whose forwarded headers are believed; `unix` is a Unix socket's peer."
-    )
-    forwarded_header: Literal["x-forwarded", "forwarded"] = Field(
-        "x-forwarded", description="Which headers the proxies write: X-Forwarded-*, or Forwarded (RFC 7239)."
-    )
-    trusted_hosts: Many = Field((), description="Hosts that are answered, such as `*.example.com`; by default all.")
-    max_url_bytes: PositiveInt = 8192
-    max_headers: PositiveInt = 100
-    max_header_bytes: PositiveInt = 32 * 1024
-    body_timeout_seconds: PositiveSeconds = Field(
-        20.0, description="Longest wait for a request's body, beyond the time that the slowest rate allows."
-    )
-    min_body_bytes_per_second: PositiveInt = 500
-    handler_timeout_seconds: Seconds = Field(60.0, description="Longest time until an answer begins; 0 for any time.")
-    max_concurrency: PositiveInt = Field(1000, description="Handlers that run at once in one process.")
-    max_queue: Annotated[int, Field(ge=0)] = Field(1000, description="Requests that wait for one of them to end.")
-    queue_timeout_seconds: PositiveSeconds = 1.0
-    drain_delay_seconds: Seconds | None = Field(
-        None, description="From SIGTERM until no more connections are accepted; by default 5 in prod and else 0."
-    )
-
-
-class CorsSettings(Section):
-    """Which pages of other origins may read the answers: `CORS_*`. By default none."""
-
-    model_config = SettingsConfigDict(env_prefix="CORS_")
-
-    origins: Many = Field((), description="Such as `https://app.example.com` or `https://*.example.com`; `*` is all.")
-    credentials: bool = Field(False, description="Let the pages send cookies; not with the origin `*`.")
-    methods: Many = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-    headers: Many = (
-        "Authorization",
-        "Idempotency-Key",
-        "If-Match",
-        "If-None-Match",
-        "If-Unmodified-Since",
-        "Traceparent",
-        "X-Request-Id",
-        "X-Tenant-Id",
-    )
-    expose_headers: Many = ("ETag", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id")
-    max_age_seconds: PositiveInt = 600
-
-
-class HeadersSettings(Section):
-    """Headers that tell a browser to be careful, on every answer that does not set its own: `HEADERS_*`.
-
-    The values are those of the OWASP Secure Headers Project, stricter where an API needs less. The value `off` leaves a
-    header out.
-    """
-
-    model_config = SettingsConfigDict(env_prefix="HEADERS_")
-
-    content_security_policy: str = Field(
-        "default-src 'none'; frame-ancestors 'none'", description="Of every answer but HTML pages."
-    )
-    html_content_security_policy: str = Field(
-        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-        description="Of HTML pages.",
-    )
-    cross_origin_opener_policy: str = "same-origin"
-    cross_origin_resource_policy: str = "same-origin"
-    permissions_policy: str = "camera=(), geolocation=(), microphone=(), payment=(), usb=()"
-    referrer_policy: str = "no-referrer"
-    strict_transport_security: str = Field("max-age=31536000; includeSubDomains", description="Over https only.")
-    x_content_type_options: str = "nosniff"
-    x_frame_options: str = "DENY"
-
-
-class LogSettings(Section):
-    """Logs: `LOG_*`."""
-
-    model_config = SettingsConfigDict(env_prefix="LOG_")
-
-    level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-        BeforeValidator(_upper),
-    ] = "INFO"
-    format: Literal["auto", "json", "plain"] = "auto"
-    drop_paths: str = "/metrics,/_ops/live,/_ops/ready,/_ops/startup"
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """The paths whose requests write no access line, and begin no trace."""
-        return tuple(path.strip() for path in self.drop_paths.split(","))
-
-
-class MetricsSettings(Section):
-    """Metrics: `METRICS_*`. Where the secret `METRICS_TOKEN` is set, whoever reads them must send it."""
-
-    model_config = SettingsConfigDict(env_prefix="METRICS_")
-
-    optional_secrets: ClassVar[tuple[str, ...]] = ("METRICS_TOKEN",)
-
-    enabled: bool = True
-    path: str = "/metrics"
-    networks: Annotated[Many, AfterValidator(_networks)] = Field(
-        ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"),
-        description="Who may read them without a token, directly; in local and test everybody may.",
-    )
-    dir: str | None = Field(
-        None, description="Where worker processes put their numbers together; uvicorn's find a place themselves."
-    )
-
-
-class OtelSettings(Section):
-    """Traces, by OpenTelemetry's own variables: `OTEL_*`. They are kept where an endpoint is set.
-
-    The endpoint's credentials are the secret `OTEL_EXPORTER_OTLP_HEADERS`: `name=value` pairs with commas.
-    """
-
-    model_config = SettingsConfigDict(env_prefix="OTEL_")
-
-    optional_secrets: ClassVar[tuple[str, ...]] = ("OTEL_EXPORTER_OTLP_HEADERS",)
-
-    exporter_otlp_endpoint: UrlSetting | None = Field(None, description="Such as `http://collector:4318`.")
-    exporter_otlp_traces_endpoint: UrlSetting | None = Field(
-        None, description="Of traces alone, with its whole path; by default `/v1/traces` below the other."
-    )
-    traces_sampler: Literal[
-        "always_on",
-        "always_off",
-        "traceidratio",
-        "parentbased_always_on",
-        "parentbased_always_off",
-        "parentbased_traceidratio",
-    ] = "parentbased_always_on"
-    traces_sampler_arg: Annotated[float, Field(ge=0, le=1)] = Field(1.0, description="The ratio of what is kept.")
-    sdk_disabled: bool = False
-    bsp_max_queue_size: PositiveInt = Field(2048, description="Spans that wait to be sent; further ones are dropped.")
-    exporter_otlp_timeout: PositiveInt = Field(10_000, description="Longest attempt to send, in milliseconds.")
 
 
 class SqlSettings(Section):
@@ -294,18 +131,6 @@ class MailSettings(Section):
     timeout_seconds: PositiveSeconds = 10.0
 
 
-class IdempotencySettings(Section):
-    """Answers that are kept for `Idempotency-Key`: `IDEMPOTENCY_*`."""
-
-    model_config = SettingsConfigDict(env_prefix="IDEMPOTENCY_")
-
-    store: Literal["auto", "sql", "redis"] = Field("auto", description="auto: SQL where the app has a database.")
-    ttl_seconds: PositiveSeconds = Field(86400.0, description="How long an answer is replayed.")
-    lease_seconds: PositiveSeconds = Field(60.0, description="When the key of a request that died is free again.")
-    max_answer_bytes: PositiveInt = 1024 * 1024
-    purge_interval_seconds: PositiveSeconds = 300.0
-
-
 class WebhooksSettings(Section):
     """Outgoing and incoming webhooks: `WEBHOOKS_*`. Secrets at rest are encrypted with the secret `WEBHOOKS_KEY`."""
 
@@ -344,17 +169,6 @@ class HttpClientSettings(Section):
     timeout_seconds: PositiveSeconds = 10.0
     max_response_bytes: PositiveInt = 1024 * 1024
     allow_private_addresses: bool | None = Field(None, description="By default only in local and test.")
-
-
-class RateLimitSettings(Section):
-    """Rate limits: `RATE_LIMIT_*`."""
-
-    model_config = SettingsConfigDict(env_prefix="RATE_LIMIT_")
-
-    driver: Literal["auto", "memory", "redis"] = Field("auto", description="By default redis where REDIS_URL is set.")
-    on_outage: Literal["allow", "deny"] = Field("allow", description="What happens while requests cannot be counted.")
-    timeout_seconds: PositiveSeconds = Field(0.05, description="Longest that Redis may take for a request.")
-    max_keys: PositiveInt = Field(65_536, description="Clients that are remembered in memory.")
 
 
 class Settings(BaseModel):

@@ -7,7 +7,7 @@ from math import inf
 from time import monotonic
 from typing import Protocol
 
-from svc_infra.config.settings import EdgeSettings
+from svc_infra.config.serving import EdgeSettings
 from svc_infra.errors import UnavailableError
 from svc_infra.obs.context import Context
 from svc_infra.obs.metrics import metrics

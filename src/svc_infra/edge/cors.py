@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from svc_infra.config.settings import CorsSettings
+from svc_infra.config.serving import CorsSettings
 from svc_infra.errors import BadRequestError, ConfigurationError
 
 ANY = "*"

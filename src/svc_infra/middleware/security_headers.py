@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svc_infra.config.settings import HeadersSettings
+from svc_infra.config.serving import HeadersSettings
 from svc_infra.middleware._scope import EDGE
 from svc_infra.middleware.problem import Headers, encoded
 

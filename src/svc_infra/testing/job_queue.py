@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from svc_infra.jobs import InMemoryJobQueue, Job, JobState
+from svc_infra.jobs import InMemoryJobQueue, Job
 from svc_infra.jobs.job import NewJob
 from svc_infra.jobs.queue import Completion
 
@@ -104,6 +104,6 @@ class TestJobQueue(InMemoryJobQueue):
         return ids
 
     def _end_lease(self, job: Job) -> None:
-        entry = self._entries[job.id]
-        if entry.job.state is JobState.RUNNING and entry.job.token == job.token:
+        entry = self._held(job)
+        if entry is not None:
             entry.job = replace(entry.job, lease_expires_at=self._clock.now())

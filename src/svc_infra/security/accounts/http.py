@@ -336,7 +336,7 @@ def _add_sessions(router: APIRouter) -> None:
         """End every login of the account but this one."""
         await shared(request, Sessions).revoke_all(session, user.id, reason="revoked", keep=user.session_id)
 
-    @router.delete("/sessions/{session_id}", status_code=204)
+    @router.delete("/sessions/{session_id:uuid}", status_code=204)
     async def revoke(session_id: UUID, request: Request, user: Identity, session: DbSession) -> None:
         """End one login of the account."""
         if not await shared(request, Sessions).revoke(session, session_id, reason="revoked", user_id=user.id):

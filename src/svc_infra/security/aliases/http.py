@@ -25,7 +25,7 @@ _ALIASES = {  # the path here: the method and path of the route of accounts that
     ("PATCH", "/disable"): ("POST", "/disable"),
     ("DELETE", "/delete"): ("DELETE", "/me"),
     ("GET", "/sessions/me"): ("GET", "/sessions"),
-    ("POST", "/sessions/{session_id}/revoke"): ("DELETE", "/sessions/{session_id}"),
+    ("POST", "/sessions/{session_id:uuid}/revoke"): ("DELETE", "/sessions/{session_id:uuid}"),
 }
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.live import Live
 
-from svc_infra.cli import dead_letter
-from svc_infra.cli.jobs_run import run
+from svc_infra.cli.jobs import dead_letter
+from svc_infra.cli.jobs.run import run
 from svc_infra.cli.tables import console, print_jobs, print_table, table, text
 from svc_infra.cli.targets import App, ask, idle
 from svc_infra.errors import NotFoundError

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svc_infra.cli.supervisor import Supervisor
+from svc_infra.cli.jobs.supervisor import Supervisor
 from svc_infra.cli.targets import App, loaded, wiring_with_jobs
 from svc_infra.config import Environment
 from svc_infra.errors import ConfigurationError
