@@ -17,7 +17,8 @@ from svc_infra.errors import ConfigurationError
 from svc_infra.http import HttpClient
 from svc_infra.http.add import add_http
 from svc_infra.middleware.http import IdentifiesUser
-from svc_infra.security._policy import Policy
+from svc_infra.security.access import Policy, policy_of
+from svc_infra.security.access.add import add_strict_routes
 from svc_infra.security.accounts import AccountLinks, Accounts, Credentials, Desk, LoggedMail, MailQueue
 from svc_infra.security.accounts.http import Profile, accounts_router, keys_router
 from svc_infra.security.audit import AuditTrail
@@ -62,7 +63,7 @@ def add_auth_users(
     Args:
         app: An app with a database (`add_db`) and, to reach its users, mail (`add_mail`), in any order.
         prefix: Where the routes are.
-        roles: The app's own roles and their permissions; naming a built-in role adds to it.
+        roles: The app's own roles and their permissions, as for `register_role`.
         user_model: The app's own users: a mapped class with `HasAccount`. A revision of the app makes its table and
             calls `refer_to_users("<table>")`.
         profile: The fields of it that an owner may read and change, each with a default.
@@ -76,7 +77,9 @@ def add_auth_users(
     if _PART in wiring.parts:
         return
     _check_profile(user_model, profile)
-    policy = Policy(roles)
+    policy = policy_of(wiring)
+    for role, permissions in (roles or {}).items():
+        policy.add(role, permissions)
     add_audit(app)
     add_security(app)
     add_http(app)
@@ -89,20 +92,25 @@ def add_auth_users(
     app.include_router(keys_router())
 
 
-def add_security(app: FastAPI) -> None:
+def add_security(app: FastAPI, *, strict_routes: bool = False) -> None:
     """Give an app keys: signed and sealed cookies, tokens against cross-site requests, encrypted columns.
 
-    `add_auth_users` does this too. A second call changes nothing. Security headers and CORS are the edge's, which every
-    app of `create_app` has.
+    `add_auth_users` does this too. A second call changes at most `strict_routes`. Security headers and CORS are the
+    edge's, which every app of `create_app` has.
 
     Args:
         app: The app.
+        strict_routes: Start only when every route declares who may call it; see `add_strict_routes`. The setting
+            `SECURITY_STRICT_ROUTES` does the same.
 
     Raises:
-        ConfigurationError: At start-up: `AUTH_SECRET` is missing outside local and test, or too short.
+        ConfigurationError: At start-up: `AUTH_SECRET` is missing outside local and test, or too short, or a route
+            declares nothing.
     """
     wiring = wiring_of(app)
     wiring.add(Part(_KEYS, run=lambda: _with_keys(wiring)))
+    if strict_routes:
+        add_strict_routes(app)
 
 
 async def purge_sessions(older_than_seconds: float = 30 * 86400.0, limit: int = 1000) -> int:

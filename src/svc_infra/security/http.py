@@ -1,18 +1,17 @@
-"""The room over HTTP: who is calling, and what they need to be allowed."""
+"""The room over HTTP: who is calling. What they need to be allowed is in `access.http`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Annotated, Literal, TypeVar, cast
 
-from fastapi import Depends, Security, params
+from fastapi import Depends, Security
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
 from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
 from svc_infra.obs import context
-from svc_infra.security._policy import check_permission_name
+from svc_infra.security.access.declared import declares
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Sessions
@@ -83,52 +82,50 @@ async def identify_user(connection: HTTPConnection) -> Principal | None:
     return await get_optional_user(connection, await _BearerToken()(connection))
 
 
-async def get_current_user(user: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
-    """The caller.
+@declares("caller")
+async def get_caller(caller: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
+    """The caller, a user or a service.
 
     Raises:
-        UnauthorizedError: There is no credential, or it is not a valid access token of a live login.
+        UnauthorizedError: There is no credential, or it is not valid.
     """
-    if user is None:
+    if caller is None:
         raise UnauthorizedError
+    return caller
+
+
+@declares("user")
+async def get_current_user(caller: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
+    """The caller, a user.
+
+    Raises:
+        UnauthorizedError: There is no credential, or it is not valid.
+        ForbiddenError: The caller is a service.
+    """
+    if caller is None:
+        raise UnauthorizedError
+    if caller.is_service:
+        raise ForbiddenError("This needs a user, and the key is a service's.")
+    return caller
+
+
+@declares("login")
+async def get_login(user: Annotated[Principal, Depends(get_current_user)]) -> Principal:
+    """The caller, a user who is logged in.
+
+    Raises:
+        UnauthorizedError: There is no credential, or it is not valid.
+        ForbiddenError: The credential is a key.
+    """
+    if user.session_id is None:
+        raise ForbiddenError("This needs a login: it cannot be done with a key.")
     return user
 
 
+Caller = Annotated[Principal, Depends(get_caller)]
 Identity = Annotated[Principal, Depends(get_current_user)]
+LoggedIn = Annotated[Principal, Depends(get_login)]
 OptionalIdentity = Annotated[Principal | None, Depends(get_optional_user)]
-
-
-def RequireUser() -> params.Depends:  # noqa: N802 - reads like the type that it stands for
-    """A dependency that refuses who is not logged in (401)."""
-    return params.Depends(get_current_user)
-
-
-def RequireRoles(*roles: str) -> params.Depends:  # noqa: N802
-    """A dependency that refuses who does not have all of these roles (403)."""
-    return _require(roles, "role", lambda user: user.roles)
-
-
-def RequirePermission(*permissions: str) -> params.Depends:  # noqa: N802
-    """A dependency that refuses who does not hold all of these permissions (403).
-
-    Raises:
-        ConfigurationError: One is not written as `<resource>.<action>`.
-    """
-    for permission in permissions:
-        check_permission_name(permission)
-    return _require(permissions, "permission", lambda user: filter(user.may, permissions))
-
-
-def _require(names: tuple[str, ...], kind: str, held: Callable[[Principal], Iterable[str]]) -> params.Depends:
-    if not names:
-        raise ConfigurationError(f"A route requires no {kind} at all: name one.")
-
-    async def check(user: Identity) -> None:
-        missing = sorted(set(names).difference(held(user)))
-        if missing:
-            raise ForbiddenError(f"This needs the {kind} {', '.join(missing)}.")
-
-    return params.Depends(check)
 
 
 def shared(connection: HTTPConnection, kind: type[T]) -> T:

@@ -9,6 +9,7 @@ from fastapi.requests import HTTPConnection
 
 from svc_infra.errors import BadRequestError, ConfigurationError, ForbiddenError, TenantRequiredError
 from svc_infra.obs import context
+from svc_infra.security.access import declares
 from svc_infra.security.http import Identity, OptionalIdentity, identify_user
 from svc_infra.tenancy.context import TENANT_HEADER, Tenancy, TenantQuestion
 from svc_infra.wiring import wiring_of
@@ -39,6 +40,7 @@ async def resolve_tenant_id(
     return tenant_id
 
 
+@declares("tenant")
 async def require_tenant_id(tenant_id: Annotated[str | None, Depends(resolve_tenant_id)]) -> str:
     """The tenant that this request acts for.
 
@@ -60,12 +62,13 @@ async def identify_tenant(connection: HTTPConnection) -> str | None:
 
 
 def RequireTenantRole(*roles: str) -> params.Depends:  # noqa: N802 - reads like the type that it stands for
-    """A dependency that refuses who does not have one of these roles in the request's tenant (403)."""
+    """A dependency that refuses who has none of these roles in the request's tenant (403), and every key."""
     if not roles:
         raise ConfigurationError("A route requires no tenant role at all: name one.")
 
+    @declares(f"tenant role {' or '.join(roles)}")
     async def check(connection: HTTPConnection, user: Identity, tenant_id: TenantId) -> None:
-        if await wiring_of(connection.app).get(Tenancy).role(user, tenant_id) not in roles:
+        if user.scopes is not None or await wiring_of(connection.app).get(Tenancy).role(user, tenant_id) not in roles:
             raise ForbiddenError(f"This needs the role {' or '.join(roles)} in the tenant.")
 
     return params.Depends(check)
