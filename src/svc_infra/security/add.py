@@ -142,7 +142,7 @@ async def _with_keys(wiring: Wiring) -> AsyncIterator[None]:
     keys = KeyRing.read(wiring.settings.secrets)
     wiring.provide(KeyRing, keys)
     wiring.provide(FieldCipher, FieldCipher(keys))
-    wiring.provide(Cookies, Cookies(keys, clock=_clock(wiring)))
+    wiring.provide(Cookies, Cookies(keys, clock=clock_of(wiring)))
     wiring.provide(Csrf, Csrf(keys, allows=_allowed_origins(wiring)))
     yield
 
@@ -158,7 +158,7 @@ def _allowed_origins(wiring: Wiring) -> Callable[[str], bool]:
 
 @asynccontextmanager
 async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount]) -> AsyncIterator[None]:
-    settings, clock, keys = wiring.settings.auth, _clock(wiring), wiring.get(KeyRing)
+    settings, clock, keys = wiring.settings.auth, clock_of(wiring), wiring.get(KeyRing)
     is_prod = wiring.settings.environment is Environment.PROD
     db, trail = wiring.get(AsyncDatabase), wiring.get(AuditTrail)
     await check_references(db, user_model)
@@ -171,7 +171,7 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         clock=clock,
     )
     live = LiveSessions(
-        db, user_model, cache=_token_cache(wiring, settings), ttl_seconds=settings.token_cache_seconds, clock=clock
+        db, user_model, cache=token_cache(wiring, settings), ttl_seconds=settings.token_cache_seconds, clock=clock
     )
     sessions = Sessions(
         db,
@@ -225,7 +225,7 @@ def _mail(wiring: Wiring) -> MailQueue:
     return LoggedMail()
 
 
-def _token_cache(wiring: Wiring, settings: AuthSettings) -> Cache | None:
+def token_cache(wiring: Wiring, settings: AuthSettings) -> Cache | None:
     """The cache, where every process hears of a change through it, or the one process is told that it is alone."""
     if settings.token_cache == "off" or not wiring.has(Cache):  # noqa: S105 - a setting
         return None
@@ -233,7 +233,8 @@ def _token_cache(wiring: Wiring, settings: AuthSettings) -> Cache | None:
     return cache if cache.is_shared or settings.token_cache == "on" else None  # noqa: S105
 
 
-def _clock(wiring: Wiring) -> Clock:
+def clock_of(wiring: Wiring) -> Clock:
+    """The app's clock, which only tests replace."""
     return wiring.get(Clock) if wiring.has(Clock) else SystemClock()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeVar, cast
 
 from fastapi import Depends, Security
+from fastapi.openapi.models import APIKey as ApiKeyScheme
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
@@ -13,11 +14,14 @@ from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenErr
 from svc_infra.obs import context
 from svc_infra.security.access.declared import declares
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
+from svc_infra.security.keys import ApiKeys
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Sessions
 from svc_infra.wiring import wiring_of
 
 T = TypeVar("T")
+
+KEY_HEADER = "X-API-Key"
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110, 9.2.1), so another site may send them."""
@@ -42,15 +46,38 @@ class _BearerToken(SecurityBase):
         return token.strip()
 
 
+class _ApiKeyHeader(SecurityBase):
+    """Reads the key of a request; one may also be sent as the bearer token."""
+
+    scheme_name = "ApiKey"
+    model = ApiKeyScheme(**{"in": "header", "name": KEY_HEADER})
+
+    async def __call__(self, connection: HTTPConnection) -> str | None:
+        """The key, or None without one."""
+        sent = connection.headers.getlist(KEY_HEADER)
+        if len(sent) > 1:
+            raise InvalidTokenError(f"Send {KEY_HEADER} once.")
+        return sent[0].strip() if sent else None
+
+
 async def get_optional_user(
-    connection: HTTPConnection, token: Annotated[str | None, Security(_BearerToken())]
+    connection: HTTPConnection,
+    token: Annotated[str | None, Security(_BearerToken())],
+    key: Annotated[str | None, Security(_ApiKeyHeader())],
 ) -> Principal | None:
-    """The caller, or None for a request without a credential.
+    """The caller, a user or a service, or None for a request without a credential.
 
     Raises:
-        UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
+        UnauthorizedError: There is a credential, and it is neither a valid access token of a live login nor a live key;
+            or there are two.
         ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
     """
+    if key is not None and token is not None:
+        raise InvalidTokenError("Send one credential: a bearer token or an API key.")
+    if key is None and token is not None and "." not in token:  # which every access token has
+        key = token
+    if key is not None:
+        return await _by_key(connection, key)
     via: Literal["jwt", "cookie"] = "jwt"
     if token is None:
         token = connection.cookies.get(ACCESS_COOKIE) if "cookie" in connection.headers else None
@@ -68,6 +95,20 @@ async def get_optional_user(
     return cast(Principal, principal)
 
 
+async def _by_key(connection: HTTPConnection, key: str) -> Principal:
+    wiring = wiring_of(connection.app)
+    if not wiring.has(ApiKeys):
+        raise InvalidTokenError("This is no access token, and the service takes no API keys.")
+    keys = wiring.get(ApiKeys)
+    verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
+    if verified_by is not keys:
+        principal = await keys.principal(key)
+        connection.scope[_VERIFIED] = keys, principal
+    here = context.current()
+    here.principal_id, here.api_key_id = str(principal.id), str(principal.api_key_id)
+    return cast(Principal, principal)
+
+
 def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
     """A browser sends cookies with whatever another site makes it send (RFC 6265, 8.2)."""
     csrf = shared(connection, Csrf)
@@ -78,8 +119,8 @@ def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
-    return await get_optional_user(connection, await _BearerToken()(connection))
+    """As `get_optional_user`, for what runs before a route's own dependencies; the credential is verified once."""
+    return await get_optional_user(connection, await _BearerToken()(connection), await _ApiKeyHeader()(connection))
 
 
 @declares("caller")
