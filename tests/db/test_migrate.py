@@ -24,10 +24,8 @@ from svc_infra.db.sql import migrate
 from svc_infra.db.sql.migrate import LIBRARY, Migrations, current, pending, upgrade
 from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
-MODELS = [
-    f"svc_infra.{room}.models"
-    for room in ("db", "security", "security.audit", "security.keys", "jobs", "idempotency", "webhooks")
-]
+ROOMS = ["db", "security", "security.audit", "security.keys", "security.organizations", "jobs", "idempotency"]
+MODELS = [f"svc_infra.{room}.models" for room in [*ROOMS, "webhooks"]]
 CHAIN = [
     "0001_outbox",
     "0002_security",
@@ -37,6 +35,7 @@ CHAIN = [
     "0010_audit",
     "0011_accounts",
     "0015_api_keys",
+    "0016_organizations",
 ]
 
 

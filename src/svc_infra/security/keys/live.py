@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import sqlalchemy.orm
-from sqlalchemy import Select, and_, event, or_, select
+from sqlalchemy import Connection, Select, Table, and_, event, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, object_session
 
@@ -88,6 +88,10 @@ class LiveKeys:
         hears = cache is not None and (not cache.is_shared or cache.is_coherent)
         live = await (self._find if hears else self._read)(mark, hashes)
         return live if live is not None and live.expires_at > self._clock.now() else None
+
+    def now(self) -> datetime:
+        """The time of the app's clock."""
+        return self._clock.now()
 
     def forget(self, session: AsyncSession | sqlalchemy.orm.Session, owner_id: UUID | None = None) -> None:
         """Forget the keys of an owner, or all, once this unit of work is committed."""
@@ -165,6 +169,16 @@ def _changed(mapper: Any, connection: Any, row: Any) -> None:
 for _kind in (HasAccount, Membership, Organization, ApiKey):
     for _what in ("after_update", "after_delete"):
         event.listen(_kind, _what, _changed, propagate=True)
+
+
+@event.listens_for(Membership, "after_delete")
+def _left(mapper: Any, connection: Connection, membership: Membership) -> None:
+    """End the keys of who leaves an organization for it: they would live again with another membership."""
+    keys, live = cast(Table, ApiKey.__table__), _here()
+    now = live.now() if live is not None else SystemClock().now()
+    owned = (keys.c.user_id == membership.user_id, keys.c.organization_id == membership.organization_id)
+    ended = update(keys).where(*owned, keys.c.revoked_at.is_(None))
+    connection.execute(ended.values(revoked_at=now, revoke_reason="left"))
 
 
 @event.listens_for(UnitOfWork.sync_session_class, "do_orm_execute")
