@@ -10,7 +10,7 @@ from svc_infra.config import AppSettings, ListedSetting, Settings, likely_typos,
 
 SECRETS = (
     *("auth.secret", "auth.secret_previous", "auth.secrets_retired", "auth.signing_keys"),
-    *("mail.smtp_password", "webhooks.key"),
+    *("mail.smtp_password", "webhooks.key", "webhooks.key_previous"),
 )
 
 

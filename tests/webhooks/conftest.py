@@ -13,9 +13,9 @@ from pydantic import SecretStr
 from svc_infra.db import AsyncDatabase
 from svc_infra.http import HttpClient
 from svc_infra.jobs import JobState, SqlJobQueue
+from svc_infra.security import FieldCipher, KeyRing
 from svc_infra.webhooks import Endpoints, WebhookDelivery, WebhookRetry, Webhooks
 from svc_infra.webhooks.models import Delivery
-from svc_infra.webhooks.vault import Vault
 
 TENANT = "tenant-a"
 
@@ -27,7 +27,7 @@ class World:
     db: AsyncDatabase
     queue: SqlJobQueue
     http: HttpClient
-    vault: Vault
+    cipher: FieldCipher
     endpoints: Endpoints
     webhooks: Webhooks
     deliveries: WebhookDelivery
@@ -59,18 +59,22 @@ class World:
         return len([job for job in await self.queue.list(state=JobState.READY) if job.name == name])
 
 
+def cipher_of(key: str) -> FieldCipher:
+    return FieldCipher(KeyRing(SecretStr(key)), "webhooks")
+
+
 @pytest.fixture
 async def world(db: AsyncDatabase) -> AsyncIterator[World]:
     """A fresh room with a schedule of two retries."""
     queue = SqlJobQueue(db)
-    vault = Vault(SecretStr("a test key of more than thirty-two bytes"))
+    cipher = cipher_of("a test key of more than thirty-two bytes")
     async with HttpClient(allow_private_addresses=True, timeout_seconds=5) as http:
-        endpoints = Endpoints(vault, http)
+        endpoints = Endpoints(cipher, http)
         given_up: list[UUID] = []
 
         async def on_dead(_session: Any, delivery: Delivery) -> None:
             given_up.append(delivery.id)
 
         retry = WebhookRetry(schedule_seconds=(1.0, 2.0), jitter=0)
-        deliveries = WebhookDelivery(db, queue, http, endpoints, vault, retry=retry, on_dead=on_dead)
-        yield World(db, queue, http, vault, endpoints, Webhooks(queue), deliveries, given_up)
+        deliveries = WebhookDelivery(db, queue, http, endpoints, cipher, retry=retry, on_dead=on_dead)
+        yield World(db, queue, http, cipher, endpoints, Webhooks(queue), deliveries, given_up)

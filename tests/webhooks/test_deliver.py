@@ -110,7 +110,7 @@ async def test_an_address_that_turned_private_is_given_up_at_once_and_never_call
     async with WebhookReceiver() as receiver, HttpClient(allow_private_addresses=False) as guarded:
         await world.subscribe(receiver.url)
         await world.publish()
-        strict = WebhookDelivery(world.db, world.queue, guarded, world.endpoints, world.vault)
+        strict = WebhookDelivery(world.db, world.queue, guarded, world.endpoints, world.cipher)
         assert await strict.attempt((await _one(world)).id) is None
     assert receiver.received == []
     assert (await _one(world)).state == DeliveryState.DEAD

@@ -200,6 +200,7 @@ async def test_outside_local_and_test_the_sealing_key_must_be_set(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WEBHOOKS_KEY", raising=False)
+    monkeypatch.setenv("AUTH_SECRET", "a test secret of more than 32 bytes, no less")
     settings = Settings(app={"env": "prod"}, sql={"url": sqlite_url, "migrate_on_start": True})
     app = create_app(settings=settings)
     for add in (add_webhooks, add_jobs, add_db):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import SecretStr
+from uuid import uuid4
 
-from svc_infra.errors import ConfigurationError, EgressRefusedError, NotFoundError, ValidationError
+import pytest
+
+from svc_infra.errors import ConfigurationError, EgressRefusedError, NotFoundError, SvcInfraError, ValidationError
 from svc_infra.http import HttpClient
 from svc_infra.webhooks import Endpoints
 from svc_infra.webhooks.models import WebhookEndpoint
-from svc_infra.webhooks.subscribe import MAX_ENDPOINTS, matches
-from svc_infra.webhooks.vault import Vault
-from tests.webhooks.conftest import TENANT, World
+from svc_infra.webhooks.subscribe import MAX_ENDPOINTS, matches, secret_context
+from tests.webhooks.conftest import TENANT, World, cipher_of
 
 URL = "http://127.0.0.1:9/hook"
 
@@ -48,22 +46,18 @@ async def test_the_secret_is_sealed_at_rest_and_opens_with_its_key_only(world: W
     async with world.db.session(read_only=True) as session:
         sealed = (await session.get_one(WebhookEndpoint, endpoint_id)).sealed_secret
     assert secret not in sealed
-    assert world.vault.open(sealed) == secret
-    with pytest.raises(ConfigurationError, match="WEBHOOKS_KEY"):
-        Vault(SecretStr("another key of more than thirty-two bytes")).open(sealed)
-
-
-@given(st.text())
-def test_a_vault_opens_what_it_sealed(plain: str) -> None:
-    vault = Vault(SecretStr("a test key of more than thirty-two bytes"))
-    assert vault.open(vault.seal(plain)) == plain
+    assert world.cipher.open(sealed, context=secret_context(endpoint_id)) == secret
+    with pytest.raises(ConfigurationError, match="_PREVIOUS"):
+        cipher_of("another key of more than thirty-two bytes").open(sealed, context=secret_context(endpoint_id))
+    with pytest.raises(SvcInfraError, match="belongs elsewhere"):
+        world.cipher.open(sealed, context=secret_context(uuid4()))
 
 
 async def test_a_private_address_is_refused_where_that_is_not_allowed(world: World) -> None:
     async with HttpClient(allow_private_addresses=False) as http, world.db.session() as session:
         for url in (URL, "http://169.254.169.254/latest", "http://[::1]/", "ftp://example.com/", "http://u:p@x.com/"):
             with pytest.raises(EgressRefusedError):
-                await Endpoints(world.vault, http).add(session, tenant_id=TENANT, url=url, topics=["*"])
+                await Endpoints(world.cipher, http).add(session, tenant_id=TENANT, url=url, topics=["*"])
         assert await world.endpoints.list(session, TENANT) == []
 
 

@@ -32,7 +32,7 @@ def commands() -> typer.Typer:
     """Every command."""
     import typer
 
-    from svc_infra.cli import audit, jobs, sql
+    from svc_infra.cli import audit, jobs, secrets, sql
     from svc_infra.cli.config import config
     from svc_infra.cli.demo import demo
 
@@ -41,6 +41,7 @@ def commands() -> typer.Typer:
     app.command()(demo)
     app.add_typer(audit.app, name="audit")
     app.add_typer(jobs.app, name="jobs")
+    app.add_typer(secrets.app, name="secrets")
     app.add_typer(sql.app, name="sql")
 
     @app.callback()

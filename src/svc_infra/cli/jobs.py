@@ -44,7 +44,7 @@ def run(
     scheduler: Annotated[bool, typer.Option(help="Run the schedules too.")] = True,
 ) -> None:
     """Run jobs until SIGTERM or SIGINT; then finish those that run, or after a second signal hand them back at once."""
-    loaded = _loaded(target)
+    loaded = loaded_app(target)
     wiring = _wiring(loaded, target)
     plan = plan_of(wiring)
     plan.worker, plan.scheduler = False, scheduler  # the worker of this process is the one below
@@ -176,7 +176,7 @@ async def _work(loaded: Any, wiring: Wiring, queues: list[str], concurrency: int
 
 def _idle(target: str) -> Wiring:
     """The wiring of an app that runs no job in this process."""
-    wiring = _wiring(_loaded(target), target)
+    wiring = _wiring(loaded_app(target), target)
     plan = plan_of(wiring)
     plan.worker = plan.scheduler = False
     return wiring
@@ -189,7 +189,12 @@ def _wiring(loaded: Any, target: str) -> Wiring:
     return wiring
 
 
-def _loaded(target: str) -> Any:
+def loaded_app(target: str) -> Any:
+    """The app that a command line names.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
     module, _, attribute = target.partition(":")
     if not module or not attribute:
         raise ConfigurationError(f"{target!r} names no app: write module:attribute, such as main:app.")

@@ -275,6 +275,7 @@ class WebhooksSettings(Section):
     model_config = SettingsConfigDict(env_prefix="WEBHOOKS_")
 
     secrets: ClassVar[tuple[str, ...]] = ("WEBHOOKS_KEY",)
+    optional_secrets: ClassVar[tuple[str, ...]] = ("WEBHOOKS_KEY_PREVIOUS",)
 
     timeout_seconds: PositiveSeconds = 10.0
     retry_schedule_seconds: ManySeconds = Field(

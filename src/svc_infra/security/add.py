@@ -21,9 +21,10 @@ from svc_infra.security.access import Policy, policy_of
 from svc_infra.security.access.add import add_strict_routes
 from svc_infra.security.accounts import AccountLinks, Accounts, Credentials, Desk, LoggedMail, MailQueue
 from svc_infra.security.accounts.http import Profile, accounts_router, keys_router
+from svc_infra.security.aliases import aliases_router
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.audit.add import add_audit
-from svc_infra.security.cipher import FieldCipher
+from svc_infra.security.cipher import FieldCipher, SealedColumns
 from svc_infra.security.cookies import Cookies, Csrf
 from svc_infra.security.http import identify_user
 from svc_infra.security.keyring import KeyRing
@@ -54,6 +55,7 @@ def add_auth_users(
     roles: Mapping[str, Collection[str]] | None = None,
     user_model: type[HasAccount] = User,
     profile: type[BaseModel] = Profile,
+    aliases: bool = False,
 ) -> None:
     """Give an app accounts, logins, roles and the routes for them. A second call changes nothing.
 
@@ -67,6 +69,7 @@ def add_auth_users(
         user_model: The app's own users: a mapped class with `HasAccount`. A revision of the app makes its table and
             calls `refer_to_users("<table>")`.
         profile: The fields of it that an owner may read and change, each with a default.
+        aliases: Answer under `/users` too, as clients of an earlier generation ask.
 
     Raises:
         ConfigurationError: A permission is misspelled, or the profile has fields that the users lack or that nobody may
@@ -88,7 +91,10 @@ def add_auth_users(
     )
     wiring.provide(IdentifiesUser, identify_user)
     wiring.provide(UserModel, UserModel(user_model))
-    app.include_router(accounts_router(prefix, profile))
+    accounts = accounts_router(prefix, profile)
+    app.include_router(accounts)
+    if aliases:
+        app.include_router(aliases_router(accounts))
     app.include_router(keys_router())
 
 
@@ -141,7 +147,9 @@ async def purge_sessions(older_than_seconds: float = 30 * 86400.0, limit: int = 
 async def _with_keys(wiring: Wiring) -> AsyncIterator[None]:
     keys = KeyRing.read(wiring.settings.secrets)
     wiring.provide(KeyRing, keys)
-    wiring.provide(FieldCipher, FieldCipher(keys))
+    cipher = FieldCipher(keys)
+    wiring.provide(FieldCipher, cipher)
+    wiring.provide(SealedColumns, SealedColumns(cipher))
     wiring.provide(Cookies, Cookies(keys, clock=clock_of(wiring)))
     wiring.provide(Csrf, Csrf(keys, allows=_allowed_origins(wiring)))
     yield

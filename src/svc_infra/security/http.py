@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar, cast
 
-from fastapi import Depends, Security
-from fastapi.openapi.models import APIKey as ApiKeyScheme
+from fastapi import Security
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
 from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
 from svc_infra.obs import context
-from svc_infra.security.access.declared import declares
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.keys import ApiKeys
 from svc_infra.security.principal import Principal
@@ -21,69 +20,84 @@ from svc_infra.wiring import wiring_of
 
 T = TypeVar("T")
 
-KEY_HEADER = "X-API-Key"
-
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110, 9.2.1), so another site may send them."""
 
 _VERIFIED = "svc_infra.verified"
 
 
-class _BearerToken(SecurityBase):
-    """Reads the access token of a request, or of a WebSocket's handshake."""
+class _Optional(SecurityBase):
+    """The caller in one step: FastAPI spends more on each dependency than all of this costs."""
 
     scheme_name = "Bearer"
     model = BearerScheme(bearerFormat="JWT")
 
-    async def __call__(self, connection: HTTPConnection) -> str | None:
-        """The token, or None without a credential; a credential of another form is refused, not ignored."""
-        sent = connection.headers.getlist("authorization")
-        if not sent:
-            return None
-        scheme, _, token = sent[0].partition(" ")
-        if len(sent) > 1 or scheme.lower() != "bearer":
-            raise InvalidTokenError("Send one header: `Authorization: Bearer <access token>`.")
-        return token.strip()
+    async def __call__(self, connection: HTTPConnection) -> Principal | None:
+        """The caller, a user or a service, or None for a request without a credential.
+
+        Raises:
+            UnauthorizedError: There is a credential, and it is neither a valid access token of a live login nor a live
+                key; or there are two.
+            ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+        """
+        return await identify_user(connection)
 
 
-class _ApiKeyHeader(SecurityBase):
-    """Reads the key of a request; one may also be sent as the bearer token."""
+class _Caller(_Optional):
+    route_policy = "caller"
 
-    scheme_name = "ApiKey"
-    model = ApiKeyScheme(**{"in": "header", "name": KEY_HEADER})
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """The caller, a user or a service.
 
-    async def __call__(self, connection: HTTPConnection) -> str | None:
-        """The key, or None without one."""
-        sent = connection.headers.getlist(KEY_HEADER)
-        if len(sent) > 1:
-            raise InvalidTokenError(f"Send {KEY_HEADER} once.")
-        return sent[0].strip() if sent else None
+        Raises:
+            UnauthorizedError: There is no credential, or it is not valid.
+            ForbiddenError: The caller is another one than the route wants, or as for a cookie.
+        """
+        caller = await identify_user(connection)
+        if caller is None:
+            raise UnauthorizedError
+        self.check(caller)
+        return caller
+
+    def check(self, caller: Principal) -> None:
+        """Refuse the caller of another kind."""
 
 
-async def get_optional_user(
-    connection: HTTPConnection,
-    token: Annotated[str | None, Security(_BearerToken())],
-    key: Annotated[str | None, Security(_ApiKeyHeader())],
-) -> Principal | None:
-    """The caller, a user or a service, or None for a request without a credential.
+class _User(_Caller):
+    route_policy = "user"
 
-    Raises:
-        UnauthorizedError: There is a credential, and it is neither a valid access token of a live login nor a live key;
-            or there are two.
-        ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
-    """
-    if key is not None and token is not None:
-        raise InvalidTokenError("Send one credential: a bearer token or an API key.")
-    if key is None and token is not None and "." not in token:  # which every access token has
-        key = token
+    def check(self, caller: Principal) -> None:
+        """Refuse services."""
+        if caller.is_service:
+            raise ForbiddenError("This needs a user, and the key is a service's.")
+
+
+class _Login(_Caller):
+    route_policy = "login"
+
+    def check(self, caller: Principal) -> None:
+        """Refuse keys."""
+        if caller.session_id is None:
+            raise ForbiddenError("This needs a login: it cannot be done with a key.")
+
+
+get_optional_user = _Optional()
+get_caller = _Caller()
+get_current_user = _User()
+get_login = _Login()
+
+
+async def identify_user(connection: HTTPConnection) -> Principal | None:
+    """As `get_optional_user`, for what runs before a route's own dependencies; the credential is verified once."""
+    via: Literal["jwt", "cookie"] = "jwt"
+    token = _bearer_token(connection.scope["headers"])
+    key = _api_key(connection.scope["headers"], token)
     if key is not None:
         return await _by_key(connection, key)
-    via: Literal["jwt", "cookie"] = "jwt"
     if token is None:
-        token = connection.cookies.get(ACCESS_COOKIE) if "cookie" in connection.headers else None
+        token, via = connection.cookies.get(ACCESS_COOKIE), "cookie"
         if token is None:
             return None
-        via = "cookie"
     sessions = shared(connection, Sessions)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
     if verified_by is not sessions:
@@ -95,9 +109,31 @@ async def get_optional_user(
     return cast(Principal, principal)
 
 
+def _bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The access token, or None without one; a credential of another form is refused, not ignored."""
+    sent = [value for name, value in headers if name == b"authorization"]
+    if not sent:
+        return None
+    scheme, _, token = sent[0].decode("latin-1").partition(" ")
+    if len(sent) > 1 or scheme.lower() != "bearer":
+        raise InvalidTokenError("Send one header: `Authorization: Bearer <access token>`.")
+    return token.strip()
+
+
+def _api_key(headers: Iterable[tuple[bytes, bytes]], token: str | None) -> str | None:
+    """The key, which may also be sent as the bearer token: an access token has dots."""
+    sent = [value for name, value in headers if name == b"x-api-key"]
+    if not sent:
+        return token if token is not None and "." not in token else None
+    if len(sent) > 1 or token is not None:
+        raise InvalidTokenError("Send one credential: a bearer token or an API key.")
+    return sent[0].decode("latin-1").strip()
+
+
 async def _by_key(connection: HTTPConnection, key: str) -> Principal:
     wiring = wiring_of(connection.app)
     if not wiring.has(ApiKeys):
+        shared(connection, Sessions)  # which says so when there are no accounts at all
         raise InvalidTokenError("This is no access token, and the service takes no API keys.")
     keys = wiring.get(ApiKeys)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
@@ -118,55 +154,10 @@ def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
         csrf.check(connection.headers, connection.cookies.get(CSRF_COOKIE, ""), user.session_id)
 
 
-async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the credential is verified once."""
-    return await get_optional_user(connection, await _BearerToken()(connection), await _ApiKeyHeader()(connection))
-
-
-@declares("caller")
-async def get_caller(caller: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
-    """The caller, a user or a service.
-
-    Raises:
-        UnauthorizedError: There is no credential, or it is not valid.
-    """
-    if caller is None:
-        raise UnauthorizedError
-    return caller
-
-
-@declares("user")
-async def get_current_user(caller: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
-    """The caller, a user.
-
-    Raises:
-        UnauthorizedError: There is no credential, or it is not valid.
-        ForbiddenError: The caller is a service.
-    """
-    if caller is None:
-        raise UnauthorizedError
-    if caller.is_service:
-        raise ForbiddenError("This needs a user, and the key is a service's.")
-    return caller
-
-
-@declares("login")
-async def get_login(user: Annotated[Principal, Depends(get_current_user)]) -> Principal:
-    """The caller, a user who is logged in.
-
-    Raises:
-        UnauthorizedError: There is no credential, or it is not valid.
-        ForbiddenError: The credential is a key.
-    """
-    if user.session_id is None:
-        raise ForbiddenError("This needs a login: it cannot be done with a key.")
-    return user
-
-
-Caller = Annotated[Principal, Depends(get_caller)]
-Identity = Annotated[Principal, Depends(get_current_user)]
-LoggedIn = Annotated[Principal, Depends(get_login)]
-OptionalIdentity = Annotated[Principal | None, Depends(get_optional_user)]
+Caller = Annotated[Principal, Security(get_caller)]
+Identity = Annotated[Principal, Security(get_current_user)]
+LoggedIn = Annotated[Principal, Security(get_login)]
+OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 
 def shared(connection: HTTPConnection, kind: type[T]) -> T:

@@ -5,7 +5,6 @@
 - `deliver`: `WebhookDelivery`, attempts, dead letter and redelivery
 - `retry`: `WebhookRetry`, when to try again
 - `sign`: `WebhookSignature` and `verify_webhook_signature`, for senders and receivers
-- `vault`: signing secrets at rest
 - `http`: the `/webhooks` routes, `WebhooksDep` · `add`: `add_webhooks` · `models`: tables
 """
 

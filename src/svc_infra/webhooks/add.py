@@ -11,12 +11,15 @@ from svc_infra.http import HttpClient
 from svc_infra.http.add import add_http
 from svc_infra.jobs import JobQueue
 from svc_infra.jobs.add import contribute_tasks
+from svc_infra.security import FieldCipher, KeyRing
+from svc_infra.security.add import add_security
+from svc_infra.security.cipher import SealedColumns
 from svc_infra.webhooks.deliver import OnDead, WebhookDelivery, deliver, fan_out
 from svc_infra.webhooks.http import webhooks_router
+from svc_infra.webhooks.models import WebhookEndpoint
 from svc_infra.webhooks.publish import Webhooks
 from svc_infra.webhooks.retry import WebhookRetry
-from svc_infra.webhooks.subscribe import Endpoints
-from svc_infra.webhooks.vault import Vault
+from svc_infra.webhooks.subscribe import Endpoints, secret_context
 from svc_infra.wiring import Part, Wiring, wiring_of
 
 if TYPE_CHECKING:
@@ -30,7 +33,8 @@ def add_webhooks(
 ) -> None:
     """Let an app publish events, and its tenants subscribe to them. A second call changes nothing.
 
-    Endpoint secrets are sealed with the secret `WEBHOOKS_KEY`, of at least 32 bytes.
+    Endpoint secrets are sealed with the secret `WEBHOOKS_KEY`, of at least 32 bytes. To change it, put the old one into
+    `WEBHOOKS_KEY_PREVIOUS` and run `svc-infra secrets rotate`.
 
     Args:
         app: An app with a database, jobs, accounts and tenancy (`add_db`, `add_jobs`, `add_auth_users`,
@@ -46,8 +50,9 @@ def add_webhooks(
     if _PART in wiring.parts:
         return
     add_http(app)
+    add_security(app)
     contribute_tasks(app, [fan_out, deliver])
-    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http", "jobs")))
+    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http", "jobs", "keys")))
     app.include_router(webhooks_router(prefix))
 
 
@@ -55,14 +60,15 @@ def add_webhooks(
 async def _running(wiring: Wiring, retry: WebhookRetry | None, on_dead: OnDead | None) -> AsyncIterator[None]:
     settings = wiring.settings.webhooks
     queue, http = wiring.get(JobQueue), wiring.get(HttpClient)
-    vault = Vault(wiring.settings.secrets.require("WEBHOOKS_KEY"))
-    endpoints = Endpoints(vault, http)
+    cipher = FieldCipher(KeyRing.read(wiring.settings.secrets, "WEBHOOKS_KEY"), "webhooks")
+    wiring.get(SealedColumns).add(WebhookEndpoint.sealed_secret, cipher, secret_context)
+    endpoints = Endpoints(cipher, http)
     delivery = WebhookDelivery(
         wiring.get(AsyncDatabase),
         queue,
         http,
         endpoints,
-        vault,
+        cipher,
         retry=retry or WebhookRetry(settings.retry_schedule_seconds),
         timeout_seconds=settings.timeout_seconds,
         on_dead=on_dead,

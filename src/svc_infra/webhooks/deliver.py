@@ -19,12 +19,12 @@ from svc_infra.http import HttpClient
 from svc_infra.jobs import JobContext, JobQueue, Retry, task
 from svc_infra.obs.logging import logger
 from svc_infra.obs.metrics import metrics
+from svc_infra.security import FieldCipher
 from svc_infra.types import new_id
 from svc_infra.webhooks.models import Delivery, DeliveryAttempt, DeliveryState, WebhookEndpoint, WebhookEvent
 from svc_infra.webhooks.retry import WebhookRetry
 from svc_infra.webhooks.sign import WebhookSignature
-from svc_infra.webhooks.subscribe import Endpoints
-from svc_infra.webhooks.vault import Vault
+from svc_infra.webhooks.subscribe import Endpoints, secret_context
 
 CRASH_ALLOWANCE = 10  # attempts that a delivery's job has beyond its schedule, for workers that die under it
 
@@ -56,7 +56,7 @@ class WebhookDelivery:
         queue: JobQueue,
         http: HttpClient,
         endpoints: Endpoints,
-        vault: Vault,
+        cipher: FieldCipher,
         *,
         retry: WebhookRetry | None = None,
         timeout_seconds: float = 10.0,
@@ -66,7 +66,7 @@ class WebhookDelivery:
         self._queue = queue
         self._http = http
         self._endpoints = endpoints
-        self._vault = vault
+        self._cipher = cipher
         self._retry = retry or WebhookRetry()
         self._timeout_seconds = timeout_seconds
         self._on_dead = on_dead
@@ -186,7 +186,7 @@ class WebhookDelivery:
         if not endpoint.enabled:
             return _Outcome(error="The endpoint is disabled.", final=True)
         body = event_body(event)
-        signature = WebhookSignature(self._vault.open(endpoint.sealed_secret))
+        signature = WebhookSignature(self._cipher.open(endpoint.sealed_secret, context=secret_context(endpoint.id)))
         headers = {"Content-Type": "application/json", **signature.sign(str(event.id), body)}
         try:
             response = await self._http.request(

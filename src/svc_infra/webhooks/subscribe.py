@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import NotFoundError, ValidationError
 from svc_infra.http import HttpClient
+from svc_infra.security import FieldCipher
+from svc_infra.types import new_id
 from svc_infra.webhooks.models import WebhookEndpoint
 from svc_infra.webhooks.sign import new_secret
-from svc_infra.webhooks.vault import Vault
 
 MAX_ENDPOINTS = 100  # for one tenant
 MAX_TOPICS = 50  # for one endpoint
@@ -25,12 +26,12 @@ class Endpoints:
     """Adds, lists and removes the endpoints of a tenant.
 
     Args:
-        vault: Seals each endpoint's signing secret.
+        cipher: Seals each endpoint's signing secret.
         http: Decides which addresses may be called at all.
     """
 
-    def __init__(self, vault: Vault, http: HttpClient) -> None:
-        self._vault = vault
+    def __init__(self, cipher: FieldCipher, http: HttpClient) -> None:
+        self._cipher = cipher
         self._http = http
 
     async def add(
@@ -57,13 +58,14 @@ class Endpoints:
         await self._http.check(url)
         if len(await self.list(session, tenant_id)) >= MAX_ENDPOINTS:
             raise ValidationError(f"A tenant has at most {MAX_ENDPOINTS} webhook endpoints: delete one first.")
-        secret = new_secret()
+        secret, endpoint_id = new_secret(), new_id()
         endpoint = WebhookEndpoint(
+            id=endpoint_id,
             tenant_id=tenant_id,
             url=url,
             topics=sorted(set(topics)),
             description=description,
-            sealed_secret=self._vault.seal(secret),
+            sealed_secret=self._cipher.seal(secret, context=secret_context(endpoint_id)),
         )
         session.add(endpoint)
         await session.flush()
@@ -89,6 +91,11 @@ class Endpoints:
         )
         if not (await session.scalars(wanted.returning(WebhookEndpoint.id))).all():
             raise NotFoundError("Webhook endpoint", endpoint_id)
+
+
+def secret_context(endpoint_id: UUID) -> str:
+    """Where the sealed secret of an endpoint belongs; it opens nowhere else."""
+    return f"webhook:{endpoint_id}"
 
 
 def valid_topic(topic: str) -> bool:

@@ -10,10 +10,12 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from fastapi import FastAPI, params
+from starlette.requests import HTTPConnection
 
 from svc_infra.errors import ConfigurationError
 from svc_infra.security import Principal
-from svc_infra.security.http import Identity, LoggedIn, get_optional_user
+from svc_infra.security import http as security_http
+from svc_infra.security.http import Identity, LoggedIn
 from svc_infra.security.permissions import (
     RequireABAC,
     RequireAnyPermission,
@@ -60,10 +62,14 @@ async def statuses(dependency: params.Depends, path: str = "/", **query: str) ->
 
 
 async def status(app: FastAPI, caller: Principal | None, path: str = "/", **query: str) -> int:
-    app.dependency_overrides[get_optional_user] = lambda: caller
+    async def identified(connection: HTTPConnection) -> Principal | None:
+        return caller
+
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport, base_url="https://test") as http:
-        return (await http.get(path, params=query)).status_code
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(security_http, "identify_user", identified)
+            return (await http.get(path, params=query)).status_code
 
 
 async def yes() -> bool:

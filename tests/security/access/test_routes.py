@@ -38,11 +38,11 @@ async def profile(user: Identity) -> str:
 
 def test_every_route_of_the_library_declares_a_policy() -> None:
     app = an_app()
-    add_auth_users(app)
+    add_auth_users(app, aliases=True)
     assert silent(app) == []
     declared = {route.path: route.policies for route in route_policies(app)}
     assert declared["/metrics"] == declared["/_ops/ready"] == declared["/openapi.json"] == ("public",)
-    assert declared["/auth/login"] == ("public",)
+    assert declared["/auth/login"] == declared["/users/login"] == declared["/users/register"] == ("public",)
     assert "login" in declared["/auth/password"]
 
 

@@ -195,7 +195,7 @@ def _add_logins(router: APIRouter) -> None:
         if body.cookies:
             shared(request, Csrf).check_origin(request.headers)
         pair = await _accounts(request).login(
-            email=body.email, password=body.password.get_secret_value(), device=_device(request)
+            email=body.email, password=body.password.get_secret_value(), device=device_of(request)
         )
         return _given(pair, request, response, cookies=body.cookies)
 
@@ -206,7 +206,8 @@ def _add_logins(router: APIRouter) -> None:
         if token is None:
             token, cookies = request.cookies.get(REFRESH_COOKIE), True
             if token is None:
-                raise ValidationError("There is no refresh token.", errors=[{"pointer": "#/refresh_token"}])
+                detail = "Send the refresh token."
+                raise ValidationError(detail, errors=[{"pointer": "#/refresh_token", "detail": detail}])
             shared(request, Csrf).check(request.headers, request.cookies.get(CSRF_COOKIE, ""))
         return _given(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
 
@@ -265,21 +266,21 @@ def _add_changes(router: APIRouter) -> None:
             current=body.current_password.get_secret_value(),
             new=body.new_password.get_secret_value(),
             keep=user.session_id,
-            ip=_device(request).ip,
+            ip=device_of(request).ip,
         )
 
     @router.post("/email", status_code=202)
     async def change_email(body: EmailChange, request: Request, user: LoggedIn) -> None:
         """Ask for another address; a link is mailed to it."""
         await _changes(request).ask_email_change(
-            user.id, password=body.password.get_secret_value(), new_email=body.new_email, ip=_device(request).ip
+            user.id, password=body.password.get_secret_value(), new_email=body.new_email, ip=device_of(request).ip
         )
 
     @router.post("/disable", status_code=204)
     async def disable(body: Disable, request: Request, response: Response, user: LoggedIn) -> None:
         """Give the account up: nobody can use it until an administrator enables it."""
         accounts = _accounts(request)
-        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=_device(request).ip)
+        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
         async with shared(request, AsyncDatabase).session() as session:
             await accounts.disable(session, user.id, reason=body.reason or "by its owner")
         _forget_cookies(request, response)
@@ -304,7 +305,7 @@ def _add_profile(router: APIRouter, profile: type[BaseModel]) -> None:
     async def delete_me(body: Proof, request: Request, response: Response, user: LoggedIn) -> None:
         """Delete the account and everything that belongs to it alone."""
         accounts = _accounts(request)
-        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=_device(request).ip)
+        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
         async with shared(request, AsyncDatabase).session() as session:
             await accounts.delete(session, user.id)
         _forget_cookies(request, response)
@@ -329,12 +330,16 @@ def _add_sessions(router: APIRouter) -> None:
             raise NotFoundError("Session", session_id)
 
 
-def _given(pair: TokenPair, request: Request, response: Response, *, cookies: bool) -> Tokens | CookieTokens:
+def given(pair: TokenPair, response: Response) -> Tokens:
+    """The answer to a login whose client keeps the tokens."""
     response.headers["Cache-Control"] = "no-store"
+    return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds)
+
+
+def _given(pair: TokenPair, request: Request, response: Response, *, cookies: bool) -> Tokens | CookieTokens:
     if not cookies:
-        return Tokens(
-            access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds
-        )
+        return given(pair, response)
+    response.headers["Cache-Control"] = "no-store"
     token = shared(request, Csrf).token(pair.session_id)
     for name, value, seconds, same_site in (
         (ACCESS_COOKIE, pair.access_token, pair.expires_in_seconds, "lax"),
@@ -358,7 +363,8 @@ def _set_cookie(response: Response, name: str, value: str, seconds: int, same_si
     )
 
 
-def _device(request: Request) -> Device:
+def device_of(request: Request) -> Device:
+    """Where a request comes from."""
     return Device(
         user_agent=request.headers.get("user-agent", ""), ip=request.client.host if request.client is not None else ""
     )

@@ -12,7 +12,7 @@ from svc_infra.security.add import clock_of, token_cache
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
 from svc_infra.security.keys.form import KeyForm
-from svc_infra.security.keys.http import api_keys_router
+from svc_infra.security.keys.http import api_keys_router, document_keys
 from svc_infra.security.keys.keys import ApiKeys
 from svc_infra.security.keys.live import LiveKeys
 from svc_infra.security.keys.uses import KeyUses
@@ -41,6 +41,7 @@ def add_api_keys(app: FastAPI, *, prefix: str = "/auth/api-keys", key_prefix: st
         return
     form = KeyForm(key_prefix)
     app.include_router(api_keys_router(prefix))
+    document_keys(app)
     wiring.add(Part(_PART, run=lambda: _running(wiring, form), after=("security",)))
 
 

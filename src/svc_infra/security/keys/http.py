@@ -1,10 +1,10 @@
 """The `/auth/api-keys` routes. Keys are managed by users who are logged in: no key makes another one."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
@@ -23,6 +23,8 @@ from svc_infra.security.keys.keys import (
     keys_of_services,
     keys_of_user,
 )
+
+_SCHEME = "ApiKey"
 
 Scope = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -139,3 +141,21 @@ def api_keys_router(prefix: str) -> APIRouter:
 def _shown(made: NewKey, response: Response) -> NewKeyOut:
     response.headers["Cache-Control"] = "no-store"
     return NewKeyOut(**KeyOut.model_validate(made.row).model_dump(), key=made.key)
+
+
+def document_keys(app: FastAPI) -> None:
+    """Say in the app's OpenAPI document that a key opens what an access token does."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schemes = schema.get("components", {}).get("securitySchemes", {})
+        if "Bearer" in schemes and _SCHEME not in schemes:
+            schemes[_SCHEME] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    if isinstance(operation, dict) and {"Bearer": []} in operation.get("security", ()):
+                        operation["security"].append({_SCHEME: []})
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
