@@ -47,7 +47,22 @@ DOCUMENTED = {
     "svc_infra.middleware": ["LoggingMiddleware", "RateLimitMiddleware", "RequestIdMiddleware"],
     "svc_infra.obs.add": ["add_observability"],
     "svc_infra.observability": ["logger", "metrics"],
-    "svc_infra.security.permissions": ["PERMISSION_REGISTRY", "RequirePermission", "RequireRoles"],
+    "svc_infra.security.permissions": [
+        "PERMISSION_REGISTRY",
+        "Identity",
+        "OptionalIdentity",
+        "RequireABAC",
+        "RequireAnyPermission",
+        "RequireAnyScope",
+        "RequirePermission",
+        "RequireRoles",
+        "RequireScopes",
+        "RequireService",
+        "RequireUser",
+        "owns_resource",
+        "public",
+        "register_role",
+    ],
     "svc_infra.webhooks": ["WebhookDelivery", "WebhookRetry", "WebhookSignature", "verify_webhook_signature"],
 }
 SAME_THING = [  # one thing, importable from two places

@@ -28,6 +28,8 @@ MODELS = [
     "svc_infra.db.models",
     "svc_infra.security.models",
     "svc_infra.security.audit.models",
+    "svc_infra.security.keys.models",
+    "svc_infra.security.organizations.models",
     "svc_infra.idempotency.models",
     "svc_infra.jobs.sql.models",
     "svc_infra.jobs.schedules.models",
@@ -43,6 +45,8 @@ CHAIN = [
     "0008_schedules",
     "0010_audit",
     "0011_accounts",
+    "0015_api_keys",
+    "0016_organizations",
 ]
 
 

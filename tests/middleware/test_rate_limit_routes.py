@@ -19,7 +19,8 @@ from svc_infra.middleware.http import RateLimitPolicy, rate_limit
 from svc_infra.middleware.rate_limit_store import MemoryRateLimitStore
 from svc_infra.obs.context import current
 from svc_infra.security import Organizations, Sessions
-from svc_infra.security.http import Identity, RequireUser
+from svc_infra.security.http import Identity
+from svc_infra.security.permissions import RequireUser
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.tenancy.http import TenantId
 from svc_infra.testing import FakeClock

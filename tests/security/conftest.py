@@ -20,7 +20,7 @@ from svc_infra.config import AuthSettings, Settings
 from svc_infra.db import AsyncDatabase, after_commit
 from svc_infra.db.add import add_db
 from svc_infra.security import Accounts, Credentials, Lockout, MailQueue, Sessions
-from svc_infra.security._policy import Policy
+from svc_infra.security.access.policy import Policy
 from svc_infra.security.accounts import AccountLinks, Desk
 from svc_infra.security.add import add_auth_users
 from svc_infra.security.audit import AuditEntry, AuditKeys, AuditTrail

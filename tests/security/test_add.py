@@ -8,7 +8,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.db.add import add_db
 from svc_infra.errors import ConfigurationError, MissingSecretError
 from svc_infra.security.add import add_auth_users
-from svc_infra.security.http import RequireUser
+from svc_infra.security.permissions import RequireUser
 from svc_infra.testing import FakeClock
 from tests.security.conftest import PASSWORD, assert_problem, running, service
 

@@ -178,6 +178,18 @@ async def add_member(stage: Stage) -> None:
         await Organizations(session).add_member(organization.id, stage.bob_id)
 
 
+async def rename_organization(stage: Stage) -> None:
+    async with stage.db.session() as session:
+        organization = await Organizations(session).create(name="Acme", owner_id=stage.ana_id)
+        await Organizations(session).rename(organization.id, "Apex")
+
+
+async def delete_organization(stage: Stage) -> None:
+    async with stage.db.session() as session:
+        organization = await Organizations(session).create(name="Acme", owner_id=stage.ana_id)
+        await Organizations(session).delete(organization.id)
+
+
 Change = Callable[[Stage], Awaitable[None]]
 
 CHANGES: dict[str, tuple[Change, str]] = {  # each entry point: how it is used, and the action that it leaves
@@ -224,9 +236,11 @@ CHANGES: dict[str, tuple[Change, str]] = {  # each entry point: how it is used, 
     "Sessions.revoke_all": (log_out_everywhere, "session.revoked"),
     "Organizations.create": (create_organization, "organization.created"),
     "Organizations.add_member": (add_member, "membership.added"),
+    "Organizations.rename": (rename_organization, "organization.renamed"),
+    "Organizations.delete": (delete_organization, "organization.deleted"),
 }
 READS = {"Accounts.get", "Sessions.principal", "Sessions.list", "Organizations.of_user", "Organizations.role"}
-READS |= {"Organizations.exists"}
+READS |= {"Organizations.exists", "Organizations.get"}
 KEEPS_HOUSE = {"Sessions.purge"}  # what had ended is deleted; its end is on record
 
 

@@ -14,10 +14,10 @@ from svc_infra import get_current_user
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import ConfigurationError
 from svc_infra.obs import context
-from svc_infra.security.http import Identity, OptionalIdentity, RequireUser
+from svc_infra.security.http import Identity, OptionalIdentity
 from svc_infra.security.keyring import KeyRing
 from svc_infra.security.models import RefreshToken, Session, User
-from svc_infra.security.permissions import PERMISSION_REGISTRY, RequirePermission, RequireRoles
+from svc_infra.security.permissions import PERMISSION_REGISTRY, RequirePermission, RequireRoles, RequireUser
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
 from tests.security.conftest import PASSWORD, Client, assert_problem, running, service

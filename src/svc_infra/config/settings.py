@@ -115,6 +115,14 @@ class AuthSettings(Section):
     lockout_window_seconds: PositiveSeconds = Field(86400.0, description="When failures are forgotten.")
 
 
+class SecuritySettings(Section):
+    """What an app insists on: `SECURITY_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="SECURITY_")
+
+    strict_routes: bool = Field(False, description="Start only when every route says who may call it.")
+
+
 class MailSettings(Section):
     """Mail: `MAIL_*`. The server's password is the secret `MAIL_SMTP_PASSWORD`."""
 
@@ -195,6 +203,7 @@ class Settings(BaseModel):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
+    security: SecuritySettings = Field(default_factory=SecuritySettings)
     mail: MailSettings = Field(default_factory=MailSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)

@@ -97,7 +97,9 @@ def _serve_metrics(app: Starlette, wiring: Wiring, path: str | None) -> None:
         None if token is None else token.get_secret_value(),
         open_to_all=settings.environment.is_trusted,
     )
-    app.add_route(http.page, metrics_page(wiring.get(Shown), readers), include_in_schema=False)
+    page = metrics_page(wiring.get(Shown), readers)
+    page.route_policy = "public"  # type: ignore[attr-defined]  # see security.access, which lies above this room
+    app.add_route(http.page, page, include_in_schema=False)
 
 
 def _endpoint(wiring: Wiring) -> str | None:

@@ -24,6 +24,7 @@ from svc_infra.openapi.operations import Operation, operation_id
 from svc_infra.openapi.pages import Pages
 from svc_infra.openapi.problems import find_problem_type, problem_types
 from svc_infra.openapi.schema import Address, document_problems
+from svc_infra.security.access.declared import PUBLIC, declares
 from svc_infra.wiring import wiring_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -96,6 +97,7 @@ def serve_pages(app: FastAPI) -> None:
     app.router.default = Router([landing], default=app.router.default, redirect_slashes=False)
 
 
+@declares(PUBLIC)
 class _PageRoutes(BaseRoute):
     """Pages as one route, so that requests to anything else pass them in one step."""
 

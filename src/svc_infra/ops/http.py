@@ -14,6 +14,7 @@ from svc_infra.errors import UnavailableError
 from svc_infra.middleware.problem import render
 from svc_infra.obs.redact import to_json
 from svc_infra.ops.readiness import Readiness
+from svc_infra.security.access.declared import PUBLIC, declares
 from svc_infra.wiring import Phase
 
 
@@ -22,14 +23,17 @@ def probes(readiness: Readiness, *, prefix: str) -> list[Route]:
     wiring = readiness.wiring
     expose = wiring.settings.environment is not Environment.PROD
 
+    @declares(PUBLIC)
     async def live(request: Request) -> Response:
         return _ok({})
 
+    @declares(PUBLIC)
     async def startup(request: Request) -> Response:
         if wiring.phase in (Phase.NEW, Phase.STARTING):
             return _unavailable(request, "The service is starting.", {"phase": wiring.phase}, expose=expose)
         return _ok({"phase": wiring.phase})
 
+    @declares(PUBLIC)
     async def ready(request: Request) -> Response:
         if wiring.phase is not Phase.READY:
             return _unavailable(request, f"The service is {wiring.phase}.", {"phase": wiring.phase}, expose=expose)

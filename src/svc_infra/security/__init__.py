@@ -3,11 +3,12 @@
 - `accounts`: register, log in, recover, the `/auth` routes · `passwords`: which are accepted, argon2id in a pool
 - `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens
 - `lockout`: how often somebody may guess, at whatever factor
-- `audit`: who did what · `organizations`: the tenants and their members
-- `principal`: who a request acts for · `permissions`: roles, permissions and the dependencies that require them
+- `audit`: who did what · `organizations`: the tenants, their members, invitations and teams
+- `keys`: API keys · `principal`: who a request acts for
+- `access`: roles, what routes require, and that each says so; `permissions`: all of it by one import
 - `keyring`: the keys, and those before them · `cipher`: encrypted columns · `cookies`: signed, sealed, and CSRF
 - `models`: the tables · `references`: an app's own users instead of them
-- `http`: `Identity`, `RequireUser` and their like · `aliases`: older paths
+- `http`: `Identity` and its relatives · `aliases`: older paths
 - `add`: `add_auth_users`, `add_security`, `purge_sessions`
 """
 
@@ -15,13 +16,15 @@ from svc_infra.security.accounts import Accounts, Credentials, MailQueue
 from svc_infra.security.cipher import EncryptedField, FieldCipher
 from svc_infra.security.cookies import Cookies
 from svc_infra.security.keyring import KeyRing
+from svc_infra.security.keys import ApiKeys
 from svc_infra.security.lockout import Lockout
 from svc_infra.security.models import HasAccount
-from svc_infra.security.organizations import OrganizationRole, Organizations
+from svc_infra.security.organizations import Invitations, Members, OrganizationRole, Organizations, Teams
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Device, Sessions, TokenPair
 
 __all__ = [
-    "Accounts", "Cookies", "Credentials", "Device", "EncryptedField", "FieldCipher", "HasAccount", "KeyRing",
-    "Lockout", "MailQueue", "OrganizationRole", "Organizations", "Principal", "Sessions", "TokenPair",
+    "Accounts", "ApiKeys", "Cookies", "Credentials", "Device", "EncryptedField", "FieldCipher", "HasAccount",
+    "Invitations", "KeyRing", "Lockout", "MailQueue", "Members", "OrganizationRole", "Organizations", "Principal",
+    "Sessions", "Teams", "TokenPair",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ from svc_infra.errors import ConfigurationError
 from svc_infra.http import HttpClient
 from svc_infra.http.add import add_http
 from svc_infra.middleware.http import IdentifiesUser
-from svc_infra.security._policy import Policy
+from svc_infra.security.access import Policy, policy_of
+from svc_infra.security.access.add import add_strict_routes
 from svc_infra.security.accounts import AccountLinks, Accounts, Credentials, Desk, LoggedMail, MailQueue
 from svc_infra.security.accounts.http import Profile, accounts_router, keys_router
 from svc_infra.security.aliases import aliases_router
@@ -64,7 +65,7 @@ def add_auth_users(
     Args:
         app: An app with a database (`add_db`) and, to reach its users, mail (`add_mail`), in any order.
         prefix: Where the routes are.
-        roles: The app's own roles and their permissions; naming a built-in role adds to it.
+        roles: The app's own roles and their permissions, as for `register_role`.
         user_model: The app's own users: a mapped class with `HasAccount`. A revision of the app makes its table and
             calls `refer_to_users("<table>")`.
         profile: The fields of it that an owner may read and change, each with a default.
@@ -79,7 +80,9 @@ def add_auth_users(
     if _PART in wiring.parts:
         return
     _check_profile(user_model, profile)
-    policy = Policy(roles)
+    policy = policy_of(wiring)
+    for role, permissions in (roles or {}).items():
+        policy.add(role, permissions)
     add_audit(app)
     add_security(app)
     add_http(app)
@@ -95,20 +98,25 @@ def add_auth_users(
     app.include_router(keys_router())
 
 
-def add_security(app: FastAPI) -> None:
+def add_security(app: FastAPI, *, strict_routes: bool = False) -> None:
     """Give an app keys: signed and sealed cookies, tokens against cross-site requests, encrypted columns.
 
-    `add_auth_users` does this too. A second call changes nothing. Security headers and CORS are the edge's, which every
-    app of `create_app` has.
+    `add_auth_users` does this too. A second call changes at most `strict_routes`. Security headers and CORS are the
+    edge's, which every app of `create_app` has.
 
     Args:
         app: The app.
+        strict_routes: Start only when every route declares who may call it; see `add_strict_routes`. The setting
+            `SECURITY_STRICT_ROUTES` does the same.
 
     Raises:
-        ConfigurationError: At start-up: `AUTH_SECRET` is missing outside local and test, or too short.
+        ConfigurationError: At start-up: `AUTH_SECRET` is missing outside local and test, or too short, or a route
+            declares nothing.
     """
     wiring = wiring_of(app)
     wiring.add(Part(_KEYS, run=lambda: _with_keys(wiring)))
+    if strict_routes:
+        add_strict_routes(app)
 
 
 async def purge_sessions(older_than_seconds: float = 30 * 86400.0, limit: int = 1000) -> int:
@@ -142,7 +150,7 @@ async def _with_keys(wiring: Wiring) -> AsyncIterator[None]:
     cipher = FieldCipher(keys)
     wiring.provide(FieldCipher, cipher)
     wiring.provide(SealedColumns, SealedColumns(cipher))
-    wiring.provide(Cookies, Cookies(keys, clock=_clock(wiring)))
+    wiring.provide(Cookies, Cookies(keys, clock=clock_of(wiring)))
     wiring.provide(Csrf, Csrf(keys, allows=_allowed_origins(wiring)))
     yield
 
@@ -158,7 +166,7 @@ def _allowed_origins(wiring: Wiring) -> Callable[[str], bool]:
 
 @asynccontextmanager
 async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount]) -> AsyncIterator[None]:
-    settings, clock, keys = wiring.settings.auth, _clock(wiring), wiring.get(KeyRing)
+    settings, clock, keys = wiring.settings.auth, clock_of(wiring), wiring.get(KeyRing)
     is_prod = wiring.settings.environment is Environment.PROD
     db, trail = wiring.get(AsyncDatabase), wiring.get(AuditTrail)
     await check_references(db, user_model)
@@ -171,7 +179,7 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         clock=clock,
     )
     live = LiveSessions(
-        db, user_model, cache=_token_cache(wiring, settings), ttl_seconds=settings.token_cache_seconds, clock=clock
+        db, user_model, cache=token_cache(wiring, settings), ttl_seconds=settings.token_cache_seconds, clock=clock
     )
     sessions = Sessions(
         db,
@@ -207,6 +215,7 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
     wiring.provide(LiveSessions, live)
     wiring.provide(Sessions, sessions)
     wiring.provide(Lockout, desk.lockout)
+    wiring.provide(MailQueue, desk.mail)
     wiring.provide(AccountLinks, desk.links)
     wiring.provide(Accounts, accounts)
     wiring.provide(Credentials, Credentials(desk, accounts))
@@ -225,7 +234,7 @@ def _mail(wiring: Wiring) -> MailQueue:
     return LoggedMail()
 
 
-def _token_cache(wiring: Wiring, settings: AuthSettings) -> Cache | None:
+def token_cache(wiring: Wiring, settings: AuthSettings) -> Cache | None:
     """The cache, where every process hears of a change through it, or the one process is told that it is alone."""
     if settings.token_cache == "off" or not wiring.has(Cache):  # noqa: S105 - a setting
         return None
@@ -233,7 +242,8 @@ def _token_cache(wiring: Wiring, settings: AuthSettings) -> Cache | None:
     return cache if cache.is_shared or settings.token_cache == "on" else None  # noqa: S105
 
 
-def _clock(wiring: Wiring) -> Clock:
+def clock_of(wiring: Wiring) -> Clock:
+    """The app's clock, which only tests replace."""
     return wiring.get(Clock) if wiring.has(Clock) else SystemClock()
 
 

@@ -1,19 +1,19 @@
-"""The room over HTTP: who is calling, and what they need to be allowed."""
+"""The room over HTTP: who is calling. What they need to be allowed is in `access.http`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar, cast
 
-from fastapi import Security, params
+from fastapi import Security
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
 from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
 from svc_infra.obs import context
-from svc_infra.security._policy import check_permission_name
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
+from svc_infra.security.keys import ApiKeys
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Sessions
 from svc_infra.wiring import wiring_of
@@ -26,44 +26,74 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _VERIFIED = "svc_infra.verified"
 
 
-class _Caller(SecurityBase):
-    """Finds the caller of a request, or of a WebSocket's handshake; one dependency, because each costs its share."""
+class _Optional(SecurityBase):
+    """The caller in one step: FastAPI spends more on each dependency than all of this costs."""
 
     scheme_name = "Bearer"
     model = BearerScheme(bearerFormat="JWT")
 
     async def __call__(self, connection: HTTPConnection) -> Principal | None:
-        """The caller, or None for a request without a credential.
+        """The caller, a user or a service, or None for a request without a credential.
 
         Raises:
-            UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
+            UnauthorizedError: There is a credential, and it is neither a valid access token of a live login nor a live
+                key; or there are two.
             ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
         """
         return await identify_user(connection)
 
 
-class _LoggedIn(_Caller):
+class _Caller(_Optional):
+    route_policy = "caller"
+
     async def __call__(self, connection: HTTPConnection) -> Principal:
-        """The caller.
+        """The caller, a user or a service.
 
         Raises:
-            UnauthorizedError: There is no credential, or it is not a valid access token of a live login.
-            ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+            UnauthorizedError: There is no credential, or it is not valid.
+            ForbiddenError: The caller is another one than the route wants, or as for a cookie.
         """
-        user = await identify_user(connection)
-        if user is None:
+        caller = await identify_user(connection)
+        if caller is None:
             raise UnauthorizedError
-        return user
+        self.check(caller)
+        return caller
+
+    def check(self, caller: Principal) -> None:
+        """Refuse the caller of another kind."""
 
 
-get_optional_user = _Caller()
-get_current_user = _LoggedIn()
+class _User(_Caller):
+    route_policy = "user"
+
+    def check(self, caller: Principal) -> None:
+        """Refuse services."""
+        if caller.is_service:
+            raise ForbiddenError("This needs a user, and the key is a service's.")
+
+
+class _Login(_Caller):
+    route_policy = "login"
+
+    def check(self, caller: Principal) -> None:
+        """Refuse keys."""
+        if caller.session_id is None:
+            raise ForbiddenError("This needs a login: it cannot be done with a key.")
+
+
+get_optional_user = _Optional()
+get_caller = _Caller()
+get_current_user = _User()
+get_login = _Login()
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
+    """As `get_optional_user`, for what runs before a route's own dependencies; the credential is verified once."""
     via: Literal["jwt", "cookie"] = "jwt"
     token = _bearer_token(connection.scope["headers"])
+    key = _api_key(connection.scope["headers"], token)
+    if key is not None:
+        return await _by_key(connection, key)
     if token is None:
         token, via = connection.cookies.get(ACCESS_COOKIE), "cookie"
         if token is None:
@@ -90,6 +120,31 @@ def _bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return token.strip()
 
 
+def _api_key(headers: Iterable[tuple[bytes, bytes]], token: str | None) -> str | None:
+    """The key, which may also be sent as the bearer token: an access token has dots."""
+    sent = [value for name, value in headers if name == b"x-api-key"]
+    if not sent:
+        return token if token is not None and "." not in token else None
+    if len(sent) > 1 or token is not None:
+        raise InvalidTokenError("Send one credential: a bearer token or an API key.")
+    return sent[0].decode("latin-1").strip()
+
+
+async def _by_key(connection: HTTPConnection, key: str) -> Principal:
+    wiring = wiring_of(connection.app)
+    if not wiring.has(ApiKeys):
+        shared(connection, Sessions)  # which says so when there are no accounts at all
+        raise InvalidTokenError("This is no access token, and the service takes no API keys.")
+    keys = wiring.get(ApiKeys)
+    verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
+    if verified_by is not keys:
+        principal = await keys.principal(key)
+        connection.scope[_VERIFIED] = keys, principal
+    here = context.current()
+    here.principal_id, here.api_key_id = str(principal.id), str(principal.api_key_id)
+    return cast(Principal, principal)
+
+
 def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
     """A browser sends cookies with whatever another site makes it send (RFC 6265, 8.2)."""
     csrf = shared(connection, Csrf)
@@ -99,41 +154,10 @@ def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
         csrf.check(connection.headers, connection.cookies.get(CSRF_COOKIE, ""), user.session_id)
 
 
+Caller = Annotated[Principal, Security(get_caller)]
 Identity = Annotated[Principal, Security(get_current_user)]
+LoggedIn = Annotated[Principal, Security(get_login)]
 OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
-
-
-def RequireUser() -> params.Depends:  # noqa: N802 - reads like the type that it stands for
-    """A dependency that refuses who is not logged in (401)."""
-    return params.Depends(get_current_user)
-
-
-def RequireRoles(*roles: str) -> params.Depends:  # noqa: N802
-    """A dependency that refuses who does not have all of these roles (403)."""
-    return _require(roles, "role", lambda user: user.roles)
-
-
-def RequirePermission(*permissions: str) -> params.Depends:  # noqa: N802
-    """A dependency that refuses who does not hold all of these permissions (403).
-
-    Raises:
-        ConfigurationError: One is not written as `<resource>.<action>`.
-    """
-    for permission in permissions:
-        check_permission_name(permission)
-    return _require(permissions, "permission", lambda user: filter(user.may, permissions))
-
-
-def _require(names: tuple[str, ...], kind: str, held: Callable[[Principal], Iterable[str]]) -> params.Depends:
-    if not names:
-        raise ConfigurationError(f"A route requires no {kind} at all: name one.")
-
-    async def check(user: Identity) -> None:
-        missing = sorted(set(names).difference(held(user)))
-        if missing:
-            raise ForbiddenError(f"This needs the {kind} {', '.join(missing)}.")
-
-    return params.Depends(check)
 
 
 def shared(connection: HTTPConnection, kind: type[T]) -> T:

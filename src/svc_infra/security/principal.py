@@ -6,20 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+Via = Literal["jwt", "cookie", "api_key"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """The verified caller of one request.
 
     Attributes:
-        id: The user's id.
-        email: The user's address.
-        roles: The user's roles at the time of the request.
-        permissions: What those roles permit in this app.
-        scopes: What the credential is limited to; None when it carries everything that the roles permit.
+        id: The user's id; of a service, its key's.
+        email: The user's address; empty for a service.
+        roles: The user's roles at the time of the request; none with a key, which carries scopes only.
+        permissions: What the user's roles permit in this app; nothing for a service.
+        scopes: What the credential is limited to; None when it carries everything that the caller may.
         via: The kind of credential.
         session_id: The login that the credential belongs to.
         tenant_id: The only tenant that the credential is good for; None when it is not bound to one.
+        api_key_id: The key that was shown; None for a login.
+        is_service: Whether this is a service of the tenant, and no user.
     """
 
     id: UUID
@@ -27,10 +31,16 @@ class Principal:
     roles: frozenset[str] = frozenset()
     permissions: frozenset[str] = frozenset()
     scopes: frozenset[str] | None = None
-    via: Literal["jwt", "cookie"] = "jwt"
+    via: Via = "jwt"
     session_id: UUID | None = None
     tenant_id: str | None = None
+    api_key_id: UUID | None = None
+    is_service: bool = False
 
     def may(self, permission: str) -> bool:
         """Whether both the roles and the credential's scopes permit this."""
-        return permission in self.permissions and (self.scopes is None or permission in self.scopes)
+        return permission in self.permissions and self.carries(permission)
+
+    def carries(self, scope: str) -> bool:
+        """Whether the credential is good for this, whatever the roles permit."""
+        return self.scopes is None or scope in self.scopes

@@ -112,6 +112,8 @@ class Tenancy:
         bound_elsewhere = principal.tenant_id not in (None, str(organization_id))
         if organization_id is None or bound_elsewhere:
             raise TenantRefusedError
+        if principal.is_service and principal.tenant_id is not None:
+            return principal.tenant_id
         async with self._db.session(read_only=True) as session:
             organizations = Organizations(session)
             welcome = await organizations.role(organization_id, principal.id) is not None or (

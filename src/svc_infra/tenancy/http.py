@@ -9,7 +9,9 @@ from fastapi.requests import HTTPConnection
 
 from svc_infra.errors import BadRequestError, ConfigurationError, ForbiddenError
 from svc_infra.obs import context
-from svc_infra.security.http import Identity, OptionalIdentity, identify_user
+from svc_infra.security.access import check_permission_name, declares, policy_of
+from svc_infra.security.http import Caller, Identity, OptionalIdentity, identify_user
+from svc_infra.security.organizations import OrganizationRole
 from svc_infra.tenancy.context import TENANT_HEADER, Tenancy, TenantQuestion
 from svc_infra.wiring import wiring_of
 
@@ -46,6 +48,7 @@ async def resolve_tenant_id(
     return tenant_id
 
 
+@declares("tenant")
 async def require_tenant_id(
     connection: HTTPConnection,
     principal: OptionalIdentity,
@@ -72,12 +75,39 @@ async def identify_tenant(connection: HTTPConnection) -> str | None:
 
 
 def RequireTenantRole(*roles: str) -> params.Depends:  # noqa: N802 - reads like the type that it stands for
-    """A dependency that refuses who does not have one of these roles in the request's tenant (403)."""
+    """A dependency that refuses who has none of these roles in the request's tenant (403), and every key."""
     if not roles:
         raise ConfigurationError("A route requires no tenant role at all: name one.")
 
+    @declares(f"tenant role {' or '.join(roles)}")
     async def check(connection: HTTPConnection, user: Identity, tenant_id: TenantId) -> None:
-        if await wiring_of(connection.app).get(Tenancy).role(user, tenant_id) not in roles:
+        if user.scopes is not None or await wiring_of(connection.app).get(Tenancy).role(user, tenant_id) not in roles:
             raise ForbiddenError(f"This needs the role {' or '.join(roles)} in the tenant.")
+
+    return params.Depends(check)
+
+
+def RequireTenantPermission(*permissions: str) -> params.Depends:  # noqa: N802
+    """A dependency that refuses whose role in the request's tenant does not permit all of these (403).
+
+    A key also needs them as scopes; a service, which has no role, has its scopes alone.
+
+    Raises:
+        ConfigurationError: One is not written as `<resource>.<action>`.
+    """
+    if not permissions:
+        raise ConfigurationError("A route requires no tenant permission at all: name one.")
+    for permission in permissions:
+        check_permission_name(permission)
+
+    @declares(f"tenant permission {' and '.join(permissions)}")
+    async def check(connection: HTTPConnection, caller: Caller, tenant_id: TenantId) -> None:
+        wiring = wiring_of(connection.app)
+        is_own_service = caller.is_service and caller.tenant_id == tenant_id
+        role = OrganizationRole.OWNER if is_own_service else await wiring.get(Tenancy).role(caller, tenant_id)
+        held = policy_of(wiring).organization_permissions(role)
+        missing = [one for one in permissions if one not in held or not caller.carries(one)]
+        if missing:
+            raise ForbiddenError(f"This needs the permission {', '.join(missing)} in the tenant.")
 
     return params.Depends(check)

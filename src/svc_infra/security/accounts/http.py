@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.errors import NotFoundError, ValidationError
+from svc_infra.security.access.http import public
 from svc_infra.security.accounts.accounts import Accounts
 from svc_infra.security.accounts.credentials import Credentials as CredentialChanges
 from svc_infra.security.accounts.email import MAX_EMAIL_CHARACTERS
 from svc_infra.security.accounts.links import MAX_LINK_TOKEN_CHARACTERS
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE, Csrf
-from svc_infra.security.http import Identity, shared
+from svc_infra.security.http import Identity, LoggedIn, shared
 from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS
 from svc_infra.security.sessions import Device, Sessions, TokenPair
 from svc_infra.security.tokens import AccessTokens
@@ -24,6 +25,8 @@ from svc_infra.security.tokens import AccessTokens
 MAX_REFRESH_TOKEN_CHARACTERS = 256
 JWKS_SECONDS = 300
 """How long other services may keep the public keys."""
+
+_PUBLIC = [public()]
 
 Email = Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARACTERS, json_schema_extra={"format": "email"})]
 Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)]
@@ -186,7 +189,7 @@ def keys_router() -> APIRouter:
     """Where other services find the public keys of access tokens (RFC 8414, RFC 7517)."""
     router = APIRouter(tags=["auth"])
 
-    @router.get("/.well-known/jwks.json")
+    @router.get("/.well-known/jwks.json", dependencies=_PUBLIC)
     async def keys(request: Request, response: Response) -> dict[str, Any]:
         """The public keys that access tokens are signed with; none where they are signed with a secret."""
         response.headers["Cache-Control"] = f"public, max-age={JWKS_SECONDS}"
@@ -196,13 +199,13 @@ def keys_router() -> APIRouter:
 
 
 def _add_logins(router: APIRouter) -> None:
-    @router.post("/register", status_code=201, responses=_BUSY)
+    @router.post("/register", status_code=201, responses=_BUSY, dependencies=_PUBLIC)
     async def register(body: NewCredentials, request: Request) -> Registered:
         """Make an account. The answer does not tell whether the address has one already; its mailbox does."""
         user_id, address = await _accounts(request).sign_up(email=body.email, password=body.password.get_secret_value())
         return Registered(id=user_id, email=address)
 
-    @router.post("/login", responses=_REFUSED | _BUSY)
+    @router.post("/login", responses=_REFUSED | _BUSY, dependencies=_PUBLIC)
     async def login(body: Login, request: Request, response: Response) -> Tokens | CookieTokens:
         """Exchange an e-mail address and a password for tokens."""
         if body.cookies:
@@ -212,7 +215,7 @@ def _add_logins(router: APIRouter) -> None:
         )
         return _given(pair, request, response, cookies=body.cookies)
 
-    @router.post("/refresh", responses=_REFUSED)
+    @router.post("/refresh", responses=_REFUSED, dependencies=_PUBLIC)
     async def refresh(request: Request, response: Response, body: RefreshBody | None = None) -> Tokens | CookieTokens:
         """Exchange a refresh token, once, for new tokens."""
         token, cookies = body.refresh_token if body is not None else None, False
@@ -225,46 +228,46 @@ def _add_logins(router: APIRouter) -> None:
         return _given(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
 
     @router.post("/logout", status_code=204)
-    async def logout(request: Request, response: Response, user: Identity, session: DbSession) -> None:
+    async def logout(request: Request, response: Response, user: LoggedIn, session: DbSession) -> None:
         """End this login: its access and refresh tokens are refused from now on."""
         if user.session_id is not None:
             await shared(request, Sessions).revoke(session, user.session_id, reason="logout")
         _forget_cookies(request, response)
 
     @router.post("/logout-all", status_code=204)
-    async def logout_all(request: Request, response: Response, user: Identity, session: DbSession) -> None:
+    async def logout_all(request: Request, response: Response, user: LoggedIn, session: DbSession) -> None:
         """End every login of the account."""
         await shared(request, Sessions).revoke_all(session, user.id, reason="logout_all")
         _forget_cookies(request, response)
 
 
 def _add_links(router: APIRouter) -> None:
-    @router.post("/verify/request", status_code=202)
+    @router.post("/verify/request", status_code=202, dependencies=_PUBLIC)
     async def ask_verification(body: EmailOnly, request: Request) -> None:
         """Mail the link again that proves an address, if it has an account that needs it."""
         await _changes(request).ask_verification(body.email)
 
-    @router.post("/verify", status_code=204, responses=_REFUSED)
+    @router.post("/verify", status_code=204, responses=_REFUSED, dependencies=_PUBLIC)
     async def verify(body: Link, request: Request) -> None:
         """Prove an address with the link that was mailed to it."""
         await _changes(request).verify(body.token.get_secret_value())
 
-    @router.post("/forgot-password", status_code=202)
+    @router.post("/forgot-password", status_code=202, dependencies=_PUBLIC)
     async def forgot_password(body: EmailOnly, request: Request) -> None:
         """Mail a link for a new password, if the address has an account."""
         await _changes(request).ask_reset(body.email)
 
-    @router.post("/reset-password", status_code=204, responses=_REFUSED | _BUSY)
+    @router.post("/reset-password", status_code=204, responses=_REFUSED | _BUSY, dependencies=_PUBLIC)
     async def reset_password(body: Reset, request: Request) -> None:
         """Replace a forgotten password, and end every login of the account."""
         await _changes(request).reset_password(body.token.get_secret_value(), body.password.get_secret_value())
 
-    @router.post("/email/confirm", status_code=204, responses=_REFUSED)
+    @router.post("/email/confirm", status_code=204, responses=_REFUSED, dependencies=_PUBLIC)
     async def confirm_email(body: Link, request: Request) -> None:
         """Make the address, to which the link was mailed, the account's own."""
         await _changes(request).change_email(body.token.get_secret_value())
 
-    @router.post("/unlock", status_code=204, responses=_REFUSED)
+    @router.post("/unlock", status_code=204, responses=_REFUSED, dependencies=_PUBLIC)
     async def unlock(body: Link, request: Request) -> None:
         """Let an account be tried again that was locked after too many failed attempts."""
         await _changes(request).unlock(body.token.get_secret_value())
@@ -272,7 +275,7 @@ def _add_links(router: APIRouter) -> None:
 
 def _add_changes(router: APIRouter) -> None:
     @router.post("/password", status_code=204, responses=_BUSY)
-    async def change_password(body: PasswordChange, request: Request, user: Identity) -> None:
+    async def change_password(body: PasswordChange, request: Request, user: LoggedIn) -> None:
         """Change the password, and end the account's other logins."""
         await _changes(request).change_password(
             user.id,
@@ -283,14 +286,14 @@ def _add_changes(router: APIRouter) -> None:
         )
 
     @router.post("/email", status_code=202, responses=_BUSY)
-    async def change_email(body: EmailChange, request: Request, user: Identity) -> None:
+    async def change_email(body: EmailChange, request: Request, user: LoggedIn) -> None:
         """Ask for another address; a link is mailed to it."""
         await _changes(request).ask_email_change(
             user.id, password=body.password.get_secret_value(), new_email=body.new_email, ip=device_of(request).ip
         )
 
     @router.post("/disable", status_code=204, responses=_BUSY)
-    async def disable(body: Disable, request: Request, response: Response, user: Identity) -> None:
+    async def disable(body: Disable, request: Request, response: Response, user: LoggedIn) -> None:
         """Give the account up: nobody can use it until an administrator enables it."""
         accounts = _accounts(request)
         await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
@@ -309,13 +312,13 @@ def _add_profile(router: APIRouter, profile: type[BaseModel]) -> None:
         return shown.model_validate(await _accounts(request).get(session, user.id))
 
     @router.patch("/me", response_model=shown)
-    async def update_me(body: profile, request: Request, user: Identity, session: DbSession) -> Any:  # type: ignore[valid-type]
+    async def update_me(body: profile, request: Request, user: LoggedIn, session: DbSession) -> Any:  # type: ignore[valid-type]
         """Change what the account says about its owner; fields that are left out stay as they are."""
         values = body.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
         return shown.model_validate(await _accounts(request).update_profile(session, user.id, values))
 
     @router.delete("/me", status_code=204, responses=_BUSY)
-    async def delete_me(body: Proof, request: Request, response: Response, user: Identity) -> None:
+    async def delete_me(body: Proof, request: Request, response: Response, user: LoggedIn) -> None:
         """Delete the account and everything that belongs to it alone."""
         accounts = _accounts(request)
         await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
@@ -326,18 +329,18 @@ def _add_profile(router: APIRouter, profile: type[BaseModel]) -> None:
 
 def _add_sessions(router: APIRouter) -> None:
     @router.get("/sessions")
-    async def sessions(request: Request, user: Identity, session: ReadSession) -> list[Session]:
+    async def sessions(request: Request, user: LoggedIn, session: ReadSession) -> list[Session]:
         """The logins of the account that are alive, the one that was seen last first."""
         alive = [Session.model_validate(one) for one in await shared(request, Sessions).list(session, user.id)]
         return [one.model_copy(update={"current": one.id == user.session_id}) for one in alive]
 
     @router.post("/sessions/revoke-others", status_code=204)
-    async def revoke_others(request: Request, user: Identity, session: DbSession) -> None:
+    async def revoke_others(request: Request, user: LoggedIn, session: DbSession) -> None:
         """End every login of the account but this one."""
         await shared(request, Sessions).revoke_all(session, user.id, reason="revoked", keep=user.session_id)
 
     @router.delete("/sessions/{session_id:uuid}", status_code=204)
-    async def revoke(session_id: UUID, request: Request, user: Identity, session: DbSession) -> None:
+    async def revoke(session_id: UUID, request: Request, user: LoggedIn, session: DbSession) -> None:
         """End one login of the account."""
         if not await shared(request, Sessions).revoke(session, session_id, reason="revoked", user_id=user.id):
             raise NotFoundError("Session", session_id)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
 
+from svc_infra.security.access.http import public
 from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
 from svc_infra.security.accounts.http import Tokens, device_of, given
 from svc_infra.security.http import shared
@@ -45,10 +46,15 @@ def aliases_router(accounts: APIRouter) -> APIRouter:
     for (method, path), original in _ALIASES.items():
         route = routes[original]
         router.add_api_route(
-            path, route.endpoint, methods=[method], status_code=route.status_code, response_model=route.response_model
+            path,
+            route.endpoint,
+            methods=[method],
+            status_code=route.status_code,
+            response_model=route.response_model,
+            dependencies=route.dependencies,
         )
 
-    @router.post("/login")
+    @router.post("/login", dependencies=[public()])
     async def login(
         username: Annotated[str, Form(min_length=3, max_length=MAX_EMAIL_CHARACTERS)],
         password: Annotated[SecretStr, Form(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)],

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db.database import AsyncDatabase
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
-from svc_infra.security._policy import Policy
+from svc_infra.security.access.policy import Policy
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
 from svc_infra.security.models import HasAccount, RefreshToken, Session, User

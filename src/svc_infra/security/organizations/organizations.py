@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -77,20 +78,12 @@ class Organizations:
             ValidationError: The name or the slug is not acceptable.
             ConflictError: The slug is taken.
         """
-        name = name.strip()
-        if not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
-            raise _invalid("name", f"A name has 1 to {MAX_NAME_CHARACTERS} printable characters.")
+        name = _accepted(name)
         if slug is not None and (len(slug) > MAX_SLUG_CHARACTERS or not _SLUG.fullmatch(slug)):
             raise _invalid("slug", f"A slug has 1 to {MAX_SLUG_CHARACTERS} lower-case letters, digits and hyphens.")
         organization = await self._stored(name, _slugs_for(name) if slug is None else (slug,))
-        tenant_id = str(organization.id)
-        await record(
-            self._session,
-            "organization.created",
-            target=f"organization:{tenant_id}",
-            tenant_id=tenant_id,
-            after={"name": name, "slug": organization.slug},
-        )
+        facts = {"name": name, "slug": organization.slug}
+        await self._record("organization.created", organization.id, None, facts)
         await self.add_member(organization.id, owner_id, OrganizationRole.OWNER)
         return organization
 
@@ -139,9 +132,50 @@ class Organizations:
             select(Membership.role).where(Membership.organization_id == organization_id, Membership.user_id == user_id)
         )
 
+    async def get(self, organization_id: UUID) -> Organization:
+        """An organization.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        organization = await self._session.get(Organization, organization_id)
+        if organization is None:
+            raise NotFoundError("Organization", organization_id)
+        return organization
+
+    async def rename(self, organization_id: UUID, name: str) -> Organization:
+        """Give an organization another name; its slug stays.
+
+        Raises:
+            ValidationError: The name is not acceptable.
+            NotFoundError: There is no such organization.
+        """
+        organization = await self.get(organization_id)
+        before, organization.name = organization.name, _accepted(name)
+        await self._record("organization.renamed", organization_id, {"name": before}, {"name": organization.name})
+        return organization
+
+    async def delete(self, organization_id: UUID) -> None:
+        """End an organization, its memberships and all that belongs to it alone.
+
+        Raises:
+            NotFoundError: There is no such organization.
+            ConflictError: At the commit: something of the app still refers to it.
+        """
+        organization = await self.get(organization_id)
+        await self._session.delete(organization)
+        await self._record("organization.deleted", organization_id, {"name": organization.name}, None)
+
     async def exists(self, organization_id: UUID) -> bool:
         """Whether there is such an organization."""
         return await self._session.get(Organization, organization_id) is not None
+
+    async def _record(
+        self, action: str, organization_id: UUID, before: Mapping[str, str] | None, after: Mapping[str, str] | None
+    ) -> None:
+        tenant_id = str(organization_id)
+        target = f"organization:{tenant_id}"
+        await record(self._session, action, target=target, tenant_id=tenant_id, before=before, after=after)
 
     async def _stored(self, name: str, slugs: tuple[str, ...]) -> Organization:
         for slug in slugs:
@@ -151,6 +185,13 @@ class Organizations:
                     self._session.add(organization)
                 return organization
         raise ConflictError("An organization with this slug already exists.")
+
+
+def _accepted(name: str) -> str:
+    name = name.strip()
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
+        raise _invalid("name", f"A name has 1 to {MAX_NAME_CHARACTERS} printable characters.")
+    return name
 
 
 def _slugs_for(name: str) -> tuple[str, str]:

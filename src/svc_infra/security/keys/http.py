@@ -1,0 +1,161 @@
+"""The `/auth/api-keys` routes. Keys are managed by users who are logged in: no key makes another one."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from svc_infra.db.http import DbSession, ReadSession
+from svc_infra.security.access import declares
+from svc_infra.security.http import LoggedIn, shared
+from svc_infra.security.keys.form import MAX_KEY_CHARACTERS
+from svc_infra.security.keys.keys import (
+    DEFAULT_OVERLAP_SECONDS,
+    DEFAULT_TTL_SECONDS,
+    MAX_OVERLAP_SECONDS,
+    MAX_SCOPES,
+    MAX_TTL_SECONDS,
+    ApiKeys,
+    KeyRequest,
+    NewKey,
+    keys_of_services,
+    keys_of_user,
+)
+
+_SCHEME = "ApiKey"
+
+Scope = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Body(BaseModel):
+    """What a client sends: nothing but the fields named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class KeyIn(Body):
+    """A key to be made."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    scopes: Annotated[list[Scope], Field(max_length=MAX_SCOPES)] = []
+    expires_in_seconds: Annotated[float, Field(ge=60, le=MAX_TTL_SECONDS)] = DEFAULT_TTL_SECONDS
+    organization_id: UUID | None = Field(None, description="The only organization that the key is good for.")
+    service: bool = Field(False, description="Whether the key is that of a service of the organization.")
+
+
+class RotateIn(Body):
+    """How long the old key and the new one are both good."""
+
+    overlap_seconds: Annotated[float, Field(ge=0, le=MAX_OVERLAP_SECONDS)] = DEFAULT_OVERLAP_SECONDS
+
+
+class LeakedIn(Body):
+    """A key that was found where it should not be."""
+
+    key: Annotated[SecretStr, Field(min_length=1, max_length=MAX_KEY_CHARACTERS)]
+
+
+class KeyOut(BaseModel):
+    """A key as who manages it sees it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+    hint: str = Field(description="Its last characters.")
+    scopes: list[str]
+    user_id: UUID | None
+    organization_id: UUID | None
+    created_at: datetime
+    expires_at: datetime
+    replaced_at: datetime | None
+    last_used_at: datetime | None
+
+
+class NewKeyOut(KeyOut):
+    """A key just made, which is shown only now."""
+
+    key: str
+
+
+@declares("possession of the key")
+async def _possession() -> None: ...
+
+
+def api_keys_router(prefix: str) -> APIRouter:
+    """The routes of keys."""
+    router = APIRouter(prefix=prefix, tags=["auth"])
+
+    @router.post("", status_code=201)
+    async def create_key(
+        body: KeyIn, request: Request, response: Response, user: LoggedIn, session: DbSession
+    ) -> NewKeyOut:
+        """Make a key. Its scopes are among what its maker may do."""
+        wanted = KeyRequest(
+            name=body.name,
+            scopes=body.scopes,
+            ttl_seconds=body.expires_in_seconds,
+            organization_id=body.organization_id,
+            service=body.service,
+        )
+        return _shown(await shared(request, ApiKeys).create(session, user, wanted), response)
+
+    @router.get("")
+    async def list_keys(
+        request: Request, user: LoggedIn, session: ReadSession, organization_id: UUID | None = None
+    ) -> list[KeyOut]:
+        """The caller's keys that are alive; or those of an organization's services."""
+        keys = shared(request, ApiKeys)
+        owner = keys_of_user(user.id)
+        if organization_id is not None:
+            await keys.require_manager(session, user, organization_id)
+            owner = keys_of_services(organization_id)
+        return [KeyOut.model_validate(row) for row in await keys.list(session, owner)]
+
+    @router.post("/leaked", status_code=204, dependencies=[Depends(_possession)])
+    async def report_leaked(body: LeakedIn, request: Request) -> None:
+        """End a key that was found where it should not be. The answer is the same for one that is none."""
+        await shared(request, ApiKeys).revoke_leaked(body.key.get_secret_value())
+
+    @router.post("/{key_id}/rotate", status_code=201)
+    async def rotate_key(
+        key_id: UUID, request: Request, response: Response, user: LoggedIn, session: DbSession,
+        body: RotateIn | None = None,
+    ) -> NewKeyOut:  # fmt: skip
+        """Put a new key in the place of one, which stays good for a while."""
+        keys, overlap = shared(request, ApiKeys), (body or RotateIn()).overlap_seconds
+        row = await keys.managed(session, user, key_id)
+        return _shown(await keys.rotate(session, user, row, overlap_seconds=overlap), response)
+
+    @router.delete("/{key_id}", status_code=204)
+    async def revoke_key(key_id: UUID, request: Request, user: LoggedIn, session: DbSession) -> None:
+        """End a key."""
+        keys = shared(request, ApiKeys)
+        await keys.revoke(session, await keys.managed(session, user, key_id), reason="revoked")
+
+    return router
+
+
+def _shown(made: NewKey, response: Response) -> NewKeyOut:
+    response.headers["Cache-Control"] = "no-store"
+    return NewKeyOut(**KeyOut.model_validate(made.row).model_dump(), key=made.key)
+
+
+def document_keys(app: FastAPI) -> None:
+    """Say in the app's OpenAPI document that a key opens what an access token does."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schemes = schema.get("components", {}).get("securitySchemes", {})
+        if "Bearer" in schemes and _SCHEME not in schemes:
+            schemes[_SCHEME] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    if isinstance(operation, dict) and {"Bearer": []} in operation.get("security", ()):
+                        operation["security"].append({_SCHEME: []})
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
