@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from svc_infra.config.section import Section
-from svc_infra.config.values import Many, PositiveInt, PositiveSeconds, Seconds, networks
+from svc_infra.config.values import Many, PositiveInt, PositiveSeconds, Seconds, checked_networks
 
 
 class EdgeSettings(Section):
@@ -16,7 +16,7 @@ class EdgeSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="EDGE_")
 
-    trusted_proxies: Annotated[Many, AfterValidator(networks)] = Field(
+    trusted_proxies: Annotated[Many, AfterValidator(checked_networks)] = Field(
         (), description="Addresses and networks whose forwarded headers are believed; `unix` is a Unix socket's peer."
     )
     forwarded_header: Literal["x-forwarded", "forwarded"] = Field(

@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from svc_infra.config.section import Section
 from svc_infra.config.url import UrlSetting
-from svc_infra.config.values import Many, PositiveInt, networks, upper
+from svc_infra.config.values import Many, PositiveInt, checked_networks, in_capitals
 
 
 class LogSettings(Section):
@@ -19,7 +19,7 @@ class LogSettings(Section):
 
     level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-        BeforeValidator(upper),
+        BeforeValidator(in_capitals),
     ] = "INFO"
     format: Literal["auto", "json", "plain"] = "auto"
     drop_paths: str = "/metrics,/_ops/live,/_ops/ready,/_ops/startup"
@@ -39,7 +39,7 @@ class MetricsSettings(Section):
 
     enabled: bool = True
     path: str = "/metrics"
-    networks: Annotated[Many, AfterValidator(networks)] = Field(
+    networks: Annotated[Many, AfterValidator(checked_networks)] = Field(
         ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"),
         description="Who may read them without a token, directly; in local and test everybody may.",
     )

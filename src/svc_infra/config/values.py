@@ -16,7 +16,7 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-def networks(values: tuple[str, ...]) -> tuple[str, ...]:
+def checked_networks(values: tuple[str, ...]) -> tuple[str, ...]:
     """Networks, or the word for a socket file.
 
     Raises:
@@ -28,7 +28,7 @@ def networks(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def upper(value: object) -> object:
+def in_capitals(value: object) -> object:
     """A text in capitals."""
     return value.upper() if isinstance(value, str) else value
 
