@@ -40,6 +40,7 @@ CHAIN = [
     "0005_idempotency",
     "0006_jobs",
     "0008_schedules",
+    "0009_flows",
 ]
 
 
