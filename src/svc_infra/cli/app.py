@@ -32,13 +32,14 @@ def commands() -> typer.Typer:
     """Every command."""
     import typer
 
-    from svc_infra.cli import jobs, schedules, sql
+    from svc_infra.cli import flows, jobs, schedules, sql
     from svc_infra.cli.config import config
     from svc_infra.cli.demo import demo
 
     app = typer.Typer(name="svc-infra", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.command()(config)
     app.command()(demo)
+    app.add_typer(flows.app, name="flows")
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(schedules.app, name="schedules")
     app.add_typer(sql.app, name="sql")
