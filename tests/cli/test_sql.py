@@ -16,8 +16,11 @@ CHAIN = [
     "0005_idempotency",
     "0006_jobs",
     "0008_schedules",
+    "0009_flows",
     "0010_audit",
     "0011_accounts",
+    "0015_api_keys",
+    "0016_organizations",
 ]
 
 

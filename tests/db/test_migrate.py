@@ -43,6 +43,7 @@ CHAIN = [
     "0005_idempotency",
     "0006_jobs",
     "0008_schedules",
+    "0009_flows",
     "0010_audit",
     "0011_accounts",
     "0015_api_keys",

@@ -32,7 +32,7 @@ def commands() -> typer.Typer:
     """Every command."""
     import typer
 
-    from svc_infra.cli import audit, jobs, schedules, secrets, sql
+    from svc_infra.cli import audit, flows, jobs, schedules, secrets, sql
     from svc_infra.cli.config import config
     from svc_infra.cli.demo import demo
 
@@ -40,6 +40,7 @@ def commands() -> typer.Typer:
     app.command()(config)
     app.command()(demo)
     app.add_typer(audit.app, name="audit")
+    app.add_typer(flows.app, name="flows")
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(schedules.app, name="schedules")
     app.add_typer(secrets.app, name="secrets")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from string import Formatter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, NotRequired, get_origin, get_type_hints
@@ -56,25 +56,38 @@ class Arguments:
         self.provided: dict[str, type] = {}
         self._defaults: dict[str, Any] = {}
         fields = self._sorted(task.function)
+        self._fields = fields
         self._any = bool(fields)
         if self.session and not task.is_async:
             self._refuse("an AsyncSession needs an async function; use JobContext.db from one")
         if task.cpu and (self.context or self.session or self.given or self.provided):
             self._refuse("nothing can be injected into another process; leave `cpu` off, or enqueue what it needs")
-        kind: Any = TypedDict("Arguments", fields)  # type: ignore[misc]
         try:
-            self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(pydantic.with_config(extra="forbid")(kind))
+            self._adapter = _adapter(fields)
         except pydantic.PydanticUserError as error:
             self._refuse(str(error).partition("\n")[0])
 
-    def encode(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    @property
+    def required(self) -> list[str]:
+        """The parameters that jobs carry and that have no default, in their order."""
+        return [name for name, field in self._fields.items() if get_origin(field) is not NotRequired]
+
+    def encode(self, arguments: Mapping[str, Any], *, later: Collection[str] = ()) -> dict[str, Any]:
         """The payload for these arguments.
+
+        Args:
+            later: Parameters whose values are not known yet; the payload is without them.
 
         Raises:
             ValidationError: They do not fit the type hints, or are no JSON.
         """
+        adapter = self._adapter
+        if later:
+            if unknown := sorted(set(later) - self._fields.keys()):
+                raise ValidationError(f"{self._name} has no parameter {unknown[0]!r} that a job can carry.")
+            adapter = _adapter({name: field for name, field in self._fields.items() if name not in later})
         try:
-            payload = self._adapter.dump_python(self._adapter.validate_python(dict(arguments)), mode="json")
+            payload = adapter.dump_python(adapter.validate_python(dict(arguments)), mode="json")
         except pydantic.ValidationError as error:
             raise self._invalid(error) from None  # its text would show values
         except ValueError as error:
@@ -191,6 +204,11 @@ def storable(name: str, result: Any) -> Any:
         return to_jsonable_python(result)
     except ValueError as error:
         raise ValidationError(f"{name} returned something that cannot be stored as JSON.") from error
+
+
+def _adapter(fields: Mapping[str, Any]) -> pydantic.TypeAdapter[Any]:
+    kind: Any = TypedDict("Arguments", dict(fields))  # type: ignore[misc]
+    return pydantic.TypeAdapter(pydantic.with_config(extra="forbid")(kind))
 
 
 def _readable(hint: Any) -> bool:

@@ -47,6 +47,11 @@ class JobContext:
         due = self.job.context.get("scheduled_at")
         return None if due is None else datetime.fromisoformat(due)
 
+    @property
+    def flow_id(self) -> str | None:
+        """The flow that the job is a step or a callback of; None for a job of no flow."""
+        return self.job.context.get("flow_id")
+
     def progress(self, done: int, total: int = 0) -> None:
         """Report how far the attempt is; the worker stores the latest report about twice a second.
 

@@ -173,8 +173,12 @@ class TaskCall:
         if self.stored["job_id"] is not None:
             raise ConfigurationError(f"Task {self.task.name}: many jobs cannot have one `job_id`.")
         payloads = [self.task.arguments.encode(arguments) for arguments in calls]
-        jobs = [JobRequest(name=self.task.name, payload=one, **self._options(one)) for one in payloads]
+        jobs = [self.request(one) for one in payloads]
         return await self._queue().enqueue_many(jobs, session=self.session)
+
+    def request(self, payload: Mapping[str, Any]) -> JobRequest:
+        """The job that would be stored with this payload."""
+        return JobRequest(name=self.task.name, payload=payload, **self._options(payload))
 
     def _options(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is stored with the job; the task's own keys are those of its arguments."""

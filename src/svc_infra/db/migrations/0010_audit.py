@@ -8,7 +8,7 @@ from alembic import op
 from svc_infra.db.columns import UtcDateTime
 
 revision = "0010_audit"
-down_revision = "0008_schedules"
+down_revision = "0009_flows"
 
 _ENTRIES, _CHAINS = "svc_audit_entries", "svc_audit_chains"
 

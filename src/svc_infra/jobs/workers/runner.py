@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from svc_infra.errors import ConfigurationError, DeadlineExceededError, StaleAttemptError
 from svc_infra.jobs.arguments import storable
+from svc_infra.jobs.flows.ends import Ends
+from svc_infra.jobs.flows.flow import step_of
+from svc_infra.jobs.flows.flows import Flows
 from svc_infra.jobs.job import JobState, result_text
 from svc_infra.jobs.queue import JobQueue
 from svc_infra.jobs.retry import Fate, Outage, Verdict, describe, fingerprint, verdict
@@ -151,16 +154,27 @@ class Runner:
 
     async def _perform(self, attempt: Attempt, task: Task[..., Any]) -> str:
         """Run the handler and acknowledge: in one transaction where the queue and the session share a database."""
-        if task.arguments.session is None:
+        flows = _flows_of(attempt)
+        earlier = None if flows is None else await self._outage.through(partial(flows.begin, attempt.job))
+        if attempt.stopped:
+            raise asyncio.CancelledError
+        if earlier is not None:
+            attempt.finish()
+            result = earlier.result  # of an attempt that died before it could acknowledge
+        elif task.arguments.session is None:
             result = await self._call(attempt, task, None)
         else:
             async with attempt.context.db.session() as session:
                 result = await self._call(attempt, task, session)
+                if flows is not None:
+                    await flows.finish(attempt.context, result, session=session)
                 with suppress(ConfigurationError):  # the queue lives elsewhere: commit first
                     await self._queue.ack(attempt.job, result=result, session=session)
                     return "succeeded"
         if attempt.context.reported is not None:
             await self.write_progress(attempt)
+        if flows is not None and await self._outage.through(partial(flows.finish, attempt.context, result)):
+            return "succeeded"
         if result is not None:
             result_text(result)  # alone, so that it does not spoil the completion of others
         if self.completions.closed:  # the handler outlived its worker
@@ -229,6 +243,8 @@ class Runner:
                 fingerprint=ruling.fingerprint,
             )
         )
+        if state is not JobState.READY and (flows := _flows_of(attempt)) is not None:
+            await self._outage.through(partial(flows.ended, job, state, ruling.error))
         if ruling.fate is Fate.CANCEL:
             _log.info("job.cancelled", extra=facts)
             return "cancelled"
@@ -285,6 +301,14 @@ class _Meter:
         """Count an attempt that is over."""
         self._over.add({**self._labels, "outcome": outcome}, 1)
         self._seconds.observe(self._labels, seconds)
+
+
+def _flows_of(attempt: Attempt) -> Ends | None:
+    """Who waits for the end of this job; None for a job of no flow, and where the app has no flows."""
+    wiring = attempt.context.wiring
+    if wiring is None or not wiring.has(Flows) or step_of(attempt.job) is None:
+        return None
+    return wiring.get(Flows).ends
 
 
 def _report_stale(attempt: Attempt) -> None:
