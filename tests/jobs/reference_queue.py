@@ -15,7 +15,7 @@ from svc_infra.jobs.job import AGEING_SECONDS, DEFAULT_MAX_CRASHES, Job, JobRequ
 
 RUNNING, READY, DEAD, CANCELLED = JobState.RUNNING, JobState.READY, JobState.DEAD, JobState.CANCELLED
 ENDED = {JobState.SUCCEEDED, DEAD, CANCELLED}
-NOT_SHOWN = {"token": None, "context": {}}
+NOT_SHOWN: dict[str, Any] = {"token": None, "context": {}}
 """What is a backend's own: that an attempt holds a job is seen by who may end it."""
 
 
@@ -111,7 +111,12 @@ class ReferenceQueue:
         """As if it had never run."""
         self._kept(job_id, DEAD, CANCELLED)
         zeros = dict.fromkeys(("attempts", "crashes", "progress_done", "progress_total"), 0)
-        again = {"state": READY, "available_at": self._now(), "finished_at": None, "cancel_requested": False}
+        again: dict[str, Any] = {
+            "state": READY,
+            "available_at": self._now(),
+            "finished_at": None,
+            "cancel_requested": False,
+        }
         self._change(job_id, **zeros, **again)
 
     def old(self, age_seconds: float, *, dead: bool) -> list[Job]:

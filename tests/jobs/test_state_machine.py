@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -35,7 +36,7 @@ USUAL = settings(
 def opened(backend: str, request: pytest.FixtureRequest) -> Iterator[type[QueueMachine]]:
     """The machine for one backend."""
     url = "" if backend == "memory" else request.getfixturevalue(f"{backend}_url")
-    make = {"memory": in_memory, "valkey": in_valkey}.get(backend, in_sql)
+    make: Callable[..., Any] = {"memory": in_memory, "valkey": in_valkey}.get(backend, in_sql)
     with asyncio.Runner() as runner:
         if make is in_sql:
             runner.run(migrated(url))
