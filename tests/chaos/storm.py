@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "LOG_LEVEL": "CRITICAL",
 }
 WORKERS = 2
+LOOKS = 300
 BATCH_JOBS = 20
 STORM_JOBS = 2000
 """In so many jobs everything goes wrong once."""
@@ -144,8 +145,19 @@ class Storm:
         environment = {**ENVIRONMENT, **self.place.variables, **pool, FOLDER: str(self.folder)}
         self._workers.insert(number, subprocess.Popen([*WORKER, "--no-scheduler"], cwd=ROOT, env=environment))
 
+    async def _busy(self) -> int:
+        """The number of a worker that has something to lose; of any, when for seconds none has."""
+        for _ in range(LOOKS):
+            with suppress(SvcInfraError):
+                running = await self.place.queue.list(state=JobState.RUNNING)
+                pids = {str(job.worker_id).split(":")[1] for job in running}
+                if found := [number for number, worker in enumerate(self._workers) if str(worker.pid) in pids]:
+                    return self.chance.choice(found)
+            await asyncio.sleep(0.01)
+        return self.chance.randrange(WORKERS)
+
     async def _kill(self) -> None:
-        number = self.chance.randrange(WORKERS)
+        number = await self._busy()
         worker = self._workers.pop(number)
         ended = worker.poll()
         worker.kill()
@@ -154,7 +166,7 @@ class Storm:
         assert ended is None, f"worker {number} ended by itself with {ended}"
 
     async def _stop(self) -> None:
-        worker = self.chance.choice(self._workers)
+        worker = self._workers[await self._busy()]
         worker.send_signal(signal.SIGSTOP)
         await asyncio.sleep(OUTAGE_SECONDS)
         worker.send_signal(signal.SIGCONT)
