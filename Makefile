@@ -2,6 +2,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 UPGRADE ?=
+CHAOS_JOBS ?= 20000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ UV := $(VENV)/lock/bin/uv
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check chaos bench lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,12 +28,17 @@ check: $(VENV)/.dev-stamp ## Check style, format, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+chaos: $(VENV)/.dev-stamp ## Kill workers and servers under 20,000 jobs per backend (CHAOS_JOBS=20000, CHAOS_SEED=...)
+	@CHAOS_JOBS=$(CHAOS_JOBS) $(BIN)/python -m pytest tests/chaos -q
+
 bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queues, side by side with their peers
 	@$(BIN)/python -m bench.http
 	@$(BIN)/python -m bench.http_peers
 	@$(BIN)/python -m bench.round_trips
 	@$(BIN)/python -m bench.cache --install
 	@$(BIN)/python -m bench.jobs
+	@$(BIN)/python -m bench.jobs_peers
+	@$(BIN)/python -m bench.auth
 	@$(BIN)/python -m bench.restarts --restarts 20
 
 lock: $(UV) ## Compile the lock files (UPGRADE=1 takes the newest versions)

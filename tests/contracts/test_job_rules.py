@@ -68,6 +68,17 @@ async def test_replacing_gives_a_waiting_job_new_contents_and_keeps_its_turn(que
     assert [job.name for job in await claim(queue, limit=5, queues=["default", "other"])] == ["b", "between"]
 
 
+async def test_a_job_that_is_replaced_begins_anew(queue: AnyQueue) -> None:
+    first = await queue.enqueue("a", unique_key="key")
+    job = await claim_one(queue)
+    await queue.progress(job, done=1, total=2)
+    await queue.fail(job, error="broken", delay_seconds=0.0, fingerprint="f")
+    await queue.enqueue("a", max_attempts=1, unique=Unique("key", on_conflict="replace"))
+    job = await kept(queue, first)
+    assert (job.attempts, job.last_error, job.fingerprint, job.started_at) == (0, None, "", None)
+    assert (job.worker_id, job.progress_done, job.progress_total) == (None, 0, 0)
+
+
 async def test_replacing_can_raise_the_priority(queue: AnyQueue) -> None:
     await queue.enqueue("a", unique_key="key")
     await queue.enqueue("other")

@@ -15,11 +15,11 @@ from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
 from svc_infra.db.sql.migrate import upgrade
 from svc_infra.jobs import InMemoryJobQueue, JobQueue, RedisJobQueue, SqlJobQueue, Task
-from svc_infra.jobs.backends.redis import OUTBOX_TOPIC
 from svc_infra.jobs.flows import Flow, Flows, FlowStep, Plan
 from svc_infra.jobs.flows.advance import SILENT_SECONDS
 from svc_infra.jobs.flows.ends import Ends
 from svc_infra.jobs.queue import JobStore
+from svc_infra.jobs.redis.queue import OUTBOX_TOPIC
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import Wiring
 from tests.jobs.working import working

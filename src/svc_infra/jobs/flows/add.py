@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from svc_infra.db import AsyncDatabase
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.flows.ends import SWEEP_LIMIT_STEPS
 from svc_infra.jobs.flows.flows import PURGE_LIMIT_FLOWS, Flows
 from svc_infra.jobs.queue import JobQueue
 from svc_infra.jobs.retry import Outage
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.types import Clock
 from svc_infra.wiring import Part, Wiring, wiring_of
 

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import ConflictError, NotFoundError, ValidationError
-from svc_infra.jobs.backends.sql import SqlJobQueue
 from svc_infra.jobs.context import JobContext
 from svc_infra.jobs.flows import store
 from svc_infra.jobs.flows.advance import SILENT_SECONDS, Advance
@@ -21,6 +20,7 @@ from svc_infra.jobs.flows.store import f, s
 from svc_infra.jobs.job import Job, JobState, error_text, read_result, result_text
 from svc_infra.jobs.queue import JobQueue, JobStore
 from svc_infra.jobs.retry import Cancel
+from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.obs.metrics import metrics
 from svc_infra.types import Clock
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from svc_infra.db.columns import Base, UtcDateTime
-from svc_infra.jobs.backends.models import Identifier
+from svc_infra.jobs.sql.models import Identifier
 
 svc_flows = sa.Table(
     "svc_flows",

@@ -231,6 +231,8 @@ class SqlJobQueue(CheckedQueue):
         values["limit_key"] = "" if limit is None else limit.key
         for name in ("concurrency", "rate", "period_seconds"):
             values[f"limit_{name}"] = None if limit is None else getattr(limit, name)
+        values |= dict.fromkeys(("attempts", "crashes", "progress_done", "progress_total"), 0)
+        values |= dict.fromkeys(("started_at", "worker_id", "last_error", "result"), None) | {"fingerprint": ""}
         parameters = {f"new_{name}": value for name, value in values.items()}
         await session.execute(self._sql.replace(values), {"job_id": rows[0].id, **parameters})
         after_commit(session, self._jobs.changed)

@@ -1,0 +1,91 @@
+"""Every backend beside the reference queue, and proof that a broken one would not get by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import text
+
+from svc_infra.db import AsyncDatabase
+from svc_infra.db.sql.migrate import upgrade
+from svc_infra.jobs import InMemoryJobQueue, RedisJobQueue, SqlJobQueue
+from svc_infra.redis import connect
+from svc_infra.testing import FakeClock
+from tests.jobs.broken_backends import FAULTS, break_it
+from tests.jobs.queue_machine import Place, QueueMachine
+
+BACKENDS = {"memory": 60, "sqlite": 40, "postgres": 15, "valkey": 30}
+"""How many lives each backend leads in a run; a life has up to 40 steps."""
+USUAL = settings(
+    stateful_step_count=40,
+    phases=[Phase.generate],  # a failure is shown as it was found: to shrink it against a server takes minutes
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@contextmanager
+def opened(backend: str, request: pytest.FixtureRequest) -> Iterator[type[QueueMachine]]:
+    """The machine for one backend."""
+    url = "" if backend == "memory" else request.getfixturevalue(f"{backend}_url")
+    make: Callable[..., Any] = {"memory": in_memory, "valkey": in_valkey}.get(backend, in_sql)
+    with asyncio.Runner() as runner:
+        if make is in_sql:
+            runner.run(migrated(url))
+        the_place = Place(lambda clock: make(url, clock), runner, at_once=backend != "postgres")
+        yield type(f"{backend.title()}Machine", (QueueMachine,), {"place": the_place})
+
+
+async def migrated(url: str) -> None:
+    database = AsyncDatabase(url)
+    await upgrade(database)
+    await database.dispose()
+
+
+@asynccontextmanager
+async def in_memory(url: str, clock: FakeClock) -> AsyncIterator[InMemoryJobQueue]:
+    yield InMemoryJobQueue(clock=clock)
+
+
+@asynccontextmanager
+async def in_sql(url: str, clock: FakeClock) -> AsyncIterator[SqlJobQueue]:
+    database = AsyncDatabase(url)
+    try:
+        async with database.session() as session:
+            for table in ("svc_jobs", "svc_job_queues", "svc_job_limits"):
+                await session.execute(text(f"DELETE FROM {table}"))
+        yield SqlJobQueue(database, clock=clock)
+    finally:
+        await database.dispose()
+
+
+@asynccontextmanager
+async def in_valkey(url: str, clock: FakeClock) -> AsyncIterator[RedisJobQueue]:
+    async with connect(url) as client:
+        await client.flushall()
+        yield RedisJobQueue(client, clock=clock)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_observable_agrees_with_the_reference(backend: str, request: pytest.FixtureRequest) -> None:
+    with opened(backend, request) as machine:
+        run_state_machine_as_test(machine, settings=settings(USUAL, max_examples=BACKENDS[backend]))
+
+
+@pytest.mark.parametrize(("backend", "fault"), FAULTS)
+def test_a_broken_backend_is_caught(
+    backend: str, fault: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = settings(USUAL, max_examples=400, derandomize=True, report_multiple_bugs=False)
+    with opened(backend, request) as machine:
+        break_it(backend, fault, monkeypatch)
+        with pytest.raises((AssertionError, KeyError)):
+            run_state_machine_as_test(machine, settings=quick)
