@@ -13,6 +13,7 @@ import pytest
 from svc_infra.jobs.backends.entry import Entry
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
 from svc_infra.jobs.redis import queue as redis
+from svc_infra.jobs.redis.scripts import script as original
 from svc_infra.jobs.sql import postgres_steps, sqlite
 from svc_infra.jobs.sql.statements import JobStatements
 
@@ -67,7 +68,6 @@ def _function(owner: type, name: str, right: str, wrong: str) -> Any:
 
 def _scripts(right: str, wrong: str) -> Callable[[str], tuple[str, str]]:
     """All scripts with this change, under digests that the server does not know, so that it is sent the text."""
-    original = redis.script
 
     def script(name: str) -> tuple[str, str]:
         text, digest = original(name)
