@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
@@ -18,7 +19,7 @@ from svc_infra.wiring import wiring_of
 from tracker.app import create
 
 PASSWORD = "correct horse battery"
-CSV = {"files": {"file": ("tickets.csv", b"title\nOne\n", "text/csv")}}
+CSV: dict[str, Any] = {"files": {"file": ("tickets.csv", b"title\nOne\n", "text/csv")}}
 ELSEWHERE = ["/auth", "/webhooks"]
 
 CALLERS = ["nobody", "wrong token", "owner", "member", "stranger", "intruder", "member of nothing"]
@@ -92,7 +93,7 @@ async def test_the_tracker_answers_every_caller_as_the_matrix_says(app: FastAPI,
 
 async def test_the_matrix_tells_everything_that_differs(app: FastAPI, matrix: Matrix) -> None:
     rows = {
-        "GET /projects": (200, 401, 200, 200, 200, 403, 400),
+        "GET /projects": (200, 401, 404, 200, 200, 403, 400),
         "GET /imports/{import_id}": (400, 401, 200, 200, 200, 200, 400),
         "GET /nowhere": (404,) * 7,
         "GET /organizations": (401, 200),
@@ -103,6 +104,7 @@ async def test_the_matrix_tells_everything_that_differs(app: FastAPI, matrix: Ma
         "POST /organizations has no row",
         "GET /nowhere is no route of the app",
         "GET /projects: nobody got 400 instead of 200",
+        "GET /projects: owner got 200 instead of 404",
         "GET /imports/{import_id}: stranger got 404 instead of 200",
         "GET /imports/{import_id}: intruder got 403 instead of 200",
         "GET /organizations: 2 statuses for 7 callers",

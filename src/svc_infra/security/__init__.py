@@ -16,8 +16,8 @@ from svc_infra.security.accounts import Accounts, Credentials, MailQueue
 from svc_infra.security.cipher import EncryptedField, FieldCipher
 from svc_infra.security.cookies import Cookies
 from svc_infra.security.keyring import KeyRing
-from svc_infra.security.lockout import Lockout
 from svc_infra.security.keys import ApiKeys
+from svc_infra.security.lockout import Lockout
 from svc_infra.security.models import HasAccount
 from svc_infra.security.organizations import Invitations, Members, OrganizationRole, Organizations, Teams
 from svc_infra.security.principal import Principal

@@ -60,7 +60,7 @@ async def person(client: Client, db: AsyncDatabase, name: str, *, verified: bool
 
 
 async def ask(client: Client, method: str, path: str, **body: Any) -> httpx2.Response:
-    given = {"json": body} if body else {}
+    given: dict[str, Any] = {"json": body} if body else {}
     return await client.http.request(method, path, headers=client.bearer, **given)
 
 
