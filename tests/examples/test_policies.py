@@ -93,7 +93,7 @@ async def test_the_tracker_answers_every_caller_as_the_matrix_says(app: FastAPI,
 
 async def test_the_matrix_tells_everything_that_differs(app: FastAPI, matrix: Matrix) -> None:
     rows = {
-        "GET /projects": (200, 401, 200, 200, 200, 403, 400),
+        "GET /projects": (200, 401, 404, 200, 200, 403, 400),
         "GET /imports/{import_id}": (400, 401, 200, 200, 200, 200, 400),
         "GET /nowhere": (404,) * 7,
         "GET /organizations": (401, 200),
@@ -104,6 +104,7 @@ async def test_the_matrix_tells_everything_that_differs(app: FastAPI, matrix: Ma
         "POST /organizations has no row",
         "GET /nowhere is no route of the app",
         "GET /projects: nobody got 400 instead of 200",
+        "GET /projects: owner got 200 instead of 404",
         "GET /imports/{import_id}: stranger got 404 instead of 200",
         "GET /imports/{import_id}: intruder got 403 instead of 200",
         "GET /organizations: 2 statuses for 7 callers",

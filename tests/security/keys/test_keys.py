@@ -74,6 +74,7 @@ async def test_a_key_loses_at_once_what_its_owner_loses(client: Client, db: Asyn
     key = await made(ana, scopes=["report.read"])
     await give_roles(db, "ana@example.com")
     assert_problem(await call(client, key["key"], "/report"), 403, "forbidden")
+    assert (await call(client, key["key"])).json()["scopes"] == []
     await give_roles(db, "ana@example.com", "reader")
     assert (await call(client, key["key"], "/report")).status_code == 200
 
@@ -248,8 +249,13 @@ async def test_a_key_of_one_organization_ends_with_the_membership(cached: Client
     assert_problem(refused, 403, "tenant_refused")
     beyond = {"name": "x", "scopes": ["ticket.write"], "organization_id": str(acme)}
     assert_problem(await cached.http.post("/auth/api-keys", json=beyond, headers=ana.bearer), 422, "validation_error")
+    membership = select(Membership).where(Membership.user_id == ana_id)
+    for role, status in (("nobody", 403), ("admin", 200)):
+        async with sqlite_db.session() as session:
+            (await session.scalars(membership)).one().role = role
+        assert (await call(cached, key["key"], "/ticket")).status_code == status
     async with sqlite_db.session() as session:
-        await session.delete((await session.scalars(select(Membership).where(Membership.user_id == ana_id))).one())
+        await session.delete((await session.scalars(membership)).one())
     assert_problem(await call(cached, key["key"]), 401, "invalid_token")
     assert_problem(
         await cached.http.post("/auth/api-keys", json={**beyond, "scopes": []}, headers=ana.bearer), 404, "not_found"
@@ -357,8 +363,11 @@ async def test_each_key_has_a_rate_of_its_own(sqlite_db: AsyncDatabase, clock: F
 async def test_an_app_that_takes_no_keys_says_so(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:
     app = service(sqlite_db, clock)
     async with running(app, clock) as client:
-        answer = await client.http.get("/auth/me", headers={"X-API-Key": KeyForm().draw(uuid4())})
+        key = KeyForm().draw(uuid4())
+        answer = await client.http.get("/auth/me", headers={"Authorization": f"Bearer {key}"})
         assert "takes no API keys" in assert_problem(answer, 401, "invalid_token")["detail"]
+        answer = await client.http.get("/auth/me", headers={"X-API-Key": key})  # a header that means nothing here
+        assert_problem(answer, 401, "unauthorized")
 
 
 async def test_the_document_shows_both_ways_to_send_a_credential(here: Client) -> None:

@@ -159,6 +159,9 @@ async def test_a_revoked_invitation_and_one_of_who_left_open_nothing(here: Clien
     assert_problem(await ask(ana, "DELETE", f"{other}/invitations/{invitation['id']}"), 404, "not_found")
     assert (await ask(ana, "DELETE", f"{org}/invitations/{invitation['id']}")).status_code == 204
     assert_problem(await ask(ana, "DELETE", f"{org}/invitations/{invitation['id']}"), 404, "not_found")
+    async with sqlite_db.session(read_only=True) as session:
+        ended = select(AuditEntry.target).where(AuditEntry.action == "invitation.revoked")
+        assert list(await session.scalars(ended)) == [f"invitation:{invitation['id']}"]
     assert_problem(await ask(bob, "POST", "/orgs/invitations/accept", token=token), 400, "bad_request")
 
     _, cid_id = await joined(ana, org, sqlite_db, "cid", "admin")
@@ -271,6 +274,10 @@ async def test_teams_hold_members_of_their_organization_alone(client: Client, db
     assert (await ask(ana, "GET", f"{org}/teams")).json() == []
     async with db.session(read_only=True) as session:
         assert list(await session.scalars(select(TeamMember))) == []
+        recorded = select(AuditEntry.action).where(AuditEntry.action.like("team.%")).order_by(AuditEntry.sequence)
+        assert list(await session.scalars(recorded)) == [
+            "team.created", "team.member_added", "team.member_added", "team.member_removed", "team.deleted",
+        ]  # fmt: skip
 
 
 async def test_a_key_does_not_live_again_when_its_owner_comes_back(here: Client, sqlite_db: AsyncDatabase) -> None:
