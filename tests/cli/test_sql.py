@@ -16,6 +16,7 @@ CHAIN = [
     "0005_idempotency",
     "0010_audit",
     "0011_accounts",
+    "0017_oauth",
 ]
 
 

@@ -25,7 +25,8 @@ from svc_infra.db.sql.migrate import LIBRARY, Migrations, current, pending, upgr
 from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
 MODELS = [
-    f"svc_infra.{room}.models" for room in ("db", "security", "security.audit", "jobs", "idempotency", "webhooks")
+    f"svc_infra.{room}.models"
+    for room in ("db", "security", "security.audit", "security.oauth", "jobs", "idempotency", "webhooks")
 ]
 CHAIN = [
     "0001_outbox",
@@ -35,6 +36,7 @@ CHAIN = [
     "0005_idempotency",
     "0010_audit",
     "0011_accounts",
+    "0017_oauth",
 ]
 
 

@@ -192,9 +192,9 @@ def _add_logins(router: APIRouter) -> None:
         if body.cookies:
             shared(request, Csrf).check_origin(request.headers)
         pair = await _accounts(request).login(
-            email=body.email, password=body.password.get_secret_value(), device=_device(request)
+            email=body.email, password=body.password.get_secret_value(), device=device_of(request)
         )
-        return _given(pair, request, response, cookies=body.cookies)
+        return given_tokens(pair, request, response, cookies=body.cookies)
 
     @router.post("/refresh")
     async def refresh(request: Request, response: Response, body: RefreshBody | None = None) -> Tokens | CookieTokens:
@@ -205,7 +205,7 @@ def _add_logins(router: APIRouter) -> None:
             if token is None:
                 raise ValidationError("There is no refresh token.", errors=[{"pointer": "#/refresh_token"}])
             shared(request, Csrf).check(request.headers, request.cookies.get(CSRF_COOKIE, ""))
-        return _given(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
+        return given_tokens(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, response: Response, user: Identity, session: DbSession) -> None:
@@ -262,21 +262,21 @@ def _add_changes(router: APIRouter) -> None:
             current=body.current_password.get_secret_value(),
             new=body.new_password.get_secret_value(),
             keep=user.session_id,
-            ip=_device(request).ip,
+            ip=device_of(request).ip,
         )
 
     @router.post("/email", status_code=202)
     async def change_email(body: EmailChange, request: Request, user: Identity) -> None:
         """Ask for another address; a link is mailed to it."""
         await _changes(request).ask_email_change(
-            user.id, password=body.password.get_secret_value(), new_email=body.new_email, ip=_device(request).ip
+            user.id, password=body.password.get_secret_value(), new_email=body.new_email, ip=device_of(request).ip
         )
 
     @router.post("/disable", status_code=204)
     async def disable(body: Disable, request: Request, response: Response, user: Identity) -> None:
         """Give the account up: nobody can use it until an administrator enables it."""
         accounts = _accounts(request)
-        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=_device(request).ip)
+        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
         async with shared(request, AsyncDatabase).session() as session:
             await accounts.disable(session, user.id, reason=body.reason or "by its owner")
         _forget_cookies(request, response)
@@ -301,7 +301,7 @@ def _add_profile(router: APIRouter, profile: type[BaseModel]) -> None:
     async def delete_me(body: Proof, request: Request, response: Response, user: Identity) -> None:
         """Delete the account and everything that belongs to it alone."""
         accounts = _accounts(request)
-        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=_device(request).ip)
+        await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
         async with shared(request, AsyncDatabase).session() as session:
             await accounts.delete(session, user.id)
         _forget_cookies(request, response)
@@ -326,7 +326,7 @@ def _add_sessions(router: APIRouter) -> None:
             raise NotFoundError("Session", session_id)
 
 
-def _given(pair: TokenPair, request: Request, response: Response, *, cookies: bool) -> Tokens | CookieTokens:
+def given_tokens(pair: TokenPair, request: Request, response: Response, *, cookies: bool) -> Tokens | CookieTokens:
     response.headers["Cache-Control"] = "no-store"
     if not cookies:
         return Tokens(
@@ -338,24 +338,24 @@ def _given(pair: TokenPair, request: Request, response: Response, *, cookies: bo
         (REFRESH_COOKIE, pair.refresh_token, pair.session_ends_in_seconds, "strict"),
         (CSRF_COOKIE, token, pair.session_ends_in_seconds, "strict"),
     ):
-        _set_cookie(response, name, value, seconds, same_site)
+        set_cookie(response, name, value, seconds, same_site)
     return CookieTokens(csrf_token=token, expires_in=pair.expires_in_seconds)
 
 
 def _forget_cookies(request: Request, response: Response) -> None:
     for name in (ACCESS_COOKIE, REFRESH_COOKIE, CSRF_COOKIE):
         if name in request.cookies:
-            _set_cookie(response, name, "", 0, "strict")
+            set_cookie(response, name, "", 0, "strict")
 
 
-def _set_cookie(response: Response, name: str, value: str, seconds: int, same_site: Any) -> None:
+def set_cookie(response: Response, name: str, value: str, seconds: int, same_site: Any) -> None:
     """`__Host-`: of this host alone, over https alone (browsers take localhost for that), for every path."""
     response.set_cookie(
         name, value, max_age=seconds, path="/", secure=True, httponly=name != CSRF_COOKIE, samesite=same_site
     )
 
 
-def _device(request: Request) -> Device:
+def device_of(request: Request) -> Device:
     return Device(
         user_agent=request.headers.get("user-agent", ""), ip=request.client.host if request.client is not None else ""
     )
