@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 from uuid import uuid4
 
@@ -138,6 +139,20 @@ async def test_fifty_refreshes_of_one_token_at_once_leave_one_login_and_one_chai
     world.clock.advance(GRACE + 1)
     await world.sessions.refresh(pairs[0].refresh_token)
     assert await unused_tokens(world.db) == 1
+
+
+async def test_a_storm_of_refreshes_never_leaves_more_than_one_login(world: World) -> None:
+    """`REFRESH_STORM_RUNS=1000` runs it at length."""
+    for _ in range(int(os.environ.get("REFRESH_STORM_RUNS", "4"))):
+        pair = await log_in(world.db, world.sessions)
+        pairs = await asyncio.gather(*(world.sessions.refresh(pair.refresh_token) for _ in range(50)))
+        assert len({one.refresh_token for one in pairs}) == 1
+        assert await unused_tokens(world.db) == 1
+        world.clock.advance(GRACE + 1)
+        await world.sessions.refresh(pairs[0].refresh_token)
+        with pytest.raises(InvalidTokenError):
+            await world.sessions.refresh(pair.refresh_token)
+        assert await unused_tokens(world.db) == 0
 
 
 async def test_fifty_at_once_without_a_grace_time_have_at_most_one_winner(world: World) -> None:

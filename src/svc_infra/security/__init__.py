@@ -7,7 +7,8 @@
 - `principal`: who a request acts for · `permissions`: roles, permissions and the dependencies that require them
 - `keyring`: the keys, and those before them · `cipher`: encrypted columns · `cookies`: signed, sealed, and CSRF
 - `models`: the tables · `references`: an app's own users instead of them
-- `http`: `Identity`, `RequireUser` and their like · `add`: `add_auth_users`, `add_security`, `purge_sessions`
+- `http`: `Identity`, `RequireUser` and their like · `aliases`: older paths
+- `add`: `add_auth_users`, `add_security`, `purge_sessions`
 """
 
 from svc_infra.security.accounts import Accounts, Credentials, MailQueue

@@ -20,6 +20,7 @@ from svc_infra.middleware.http import IdentifiesUser
 from svc_infra.security._policy import Policy
 from svc_infra.security.accounts import AccountLinks, Accounts, Credentials, Desk, LoggedMail, MailQueue
 from svc_infra.security.accounts.http import Profile, accounts_router, keys_router
+from svc_infra.security.aliases import aliases_router
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.audit.add import add_audit
 from svc_infra.security.cipher import FieldCipher, SealedColumns
@@ -53,6 +54,7 @@ def add_auth_users(
     roles: Mapping[str, Collection[str]] | None = None,
     user_model: type[HasAccount] = User,
     profile: type[BaseModel] = Profile,
+    aliases: bool = False,
 ) -> None:
     """Give an app accounts, logins, roles and the routes for them. A second call changes nothing.
 
@@ -66,6 +68,7 @@ def add_auth_users(
         user_model: The app's own users: a mapped class with `HasAccount`. A revision of the app makes its table and
             calls `refer_to_users("<table>")`.
         profile: The fields of it that an owner may read and change, each with a default.
+        aliases: Answer under `/users` too, as clients of an earlier generation ask.
 
     Raises:
         ConfigurationError: A permission is misspelled, or the profile has fields that the users lack or that nobody may
@@ -85,7 +88,10 @@ def add_auth_users(
     )
     wiring.provide(IdentifiesUser, identify_user)
     wiring.provide(UserModel, UserModel(user_model))
-    app.include_router(accounts_router(prefix, profile))
+    accounts = accounts_router(prefix, profile)
+    app.include_router(accounts)
+    if aliases:
+        app.include_router(aliases_router(accounts))
     app.include_router(keys_router())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, Literal, TypeVar, cast
 
-from fastapi import Depends, Security, params
+from fastapi import Security, params
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
@@ -26,38 +26,48 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _VERIFIED = "svc_infra.verified"
 
 
-class _BearerToken(SecurityBase):
-    """Reads the access token of a request, or of a WebSocket's handshake."""
+class _Caller(SecurityBase):
+    """Finds the caller of a request, or of a WebSocket's handshake; one dependency, because each costs its share."""
 
     scheme_name = "Bearer"
     model = BearerScheme(bearerFormat="JWT")
 
-    async def __call__(self, connection: HTTPConnection) -> str | None:
-        """The token, or None without a credential; a credential of another form is refused, not ignored."""
-        sent = connection.headers.getlist("authorization")
-        if not sent:
-            return None
-        scheme, _, token = sent[0].partition(" ")
-        if len(sent) > 1 or scheme.lower() != "bearer":
-            raise InvalidTokenError("Send one header: `Authorization: Bearer <access token>`.")
-        return token.strip()
+    async def __call__(self, connection: HTTPConnection) -> Principal | None:
+        """The caller, or None for a request without a credential.
+
+        Raises:
+            UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
+            ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+        """
+        return await identify_user(connection)
 
 
-async def get_optional_user(
-    connection: HTTPConnection, token: Annotated[str | None, Security(_BearerToken())]
-) -> Principal | None:
-    """The caller, or None for a request without a credential.
+class _LoggedIn(_Caller):
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """The caller.
 
-    Raises:
-        UnauthorizedError: There is a credential, and it is not a valid access token of a live login.
-        ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
-    """
+        Raises:
+            UnauthorizedError: There is no credential, or it is not a valid access token of a live login.
+            ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+        """
+        user = await identify_user(connection)
+        if user is None:
+            raise UnauthorizedError
+        return user
+
+
+get_optional_user = _Caller()
+get_current_user = _LoggedIn()
+
+
+async def identify_user(connection: HTTPConnection) -> Principal | None:
+    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
     via: Literal["jwt", "cookie"] = "jwt"
+    token = _bearer_token(connection.scope["headers"])
     if token is None:
-        token = connection.cookies.get(ACCESS_COOKIE) if "cookie" in connection.headers else None
+        token, via = connection.cookies.get(ACCESS_COOKIE), "cookie"
         if token is None:
             return None
-        via = "cookie"
     sessions = shared(connection, Sessions)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
     if verified_by is not sessions:
@@ -69,6 +79,17 @@ async def get_optional_user(
     return cast(Principal, principal)
 
 
+def _bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The access token, or None without one; a credential of another form is refused, not ignored."""
+    sent = [value for name, value in headers if name == b"authorization"]
+    if not sent:
+        return None
+    scheme, _, token = sent[0].decode("latin-1").partition(" ")
+    if len(sent) > 1 or scheme.lower() != "bearer":
+        raise InvalidTokenError("Send one header: `Authorization: Bearer <access token>`.")
+    return token.strip()
+
+
 def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
     """A browser sends cookies with whatever another site makes it send (RFC 6265, 8.2)."""
     csrf = shared(connection, Csrf)
@@ -78,24 +99,8 @@ def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
         csrf.check(connection.headers, connection.cookies.get(CSRF_COOKIE, ""), user.session_id)
 
 
-async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the token is verified once."""
-    return await get_optional_user(connection, await _BearerToken()(connection))
-
-
-async def get_current_user(user: Annotated[Principal | None, Depends(get_optional_user)]) -> Principal:
-    """The caller.
-
-    Raises:
-        UnauthorizedError: There is no credential, or it is not a valid access token of a live login.
-    """
-    if user is None:
-        raise UnauthorizedError
-    return user
-
-
-Identity = Annotated[Principal, Depends(get_current_user)]
-OptionalIdentity = Annotated[Principal | None, Depends(get_optional_user)]
+Identity = Annotated[Principal, Security(get_current_user)]
+OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 
 def RequireUser() -> params.Depends:  # noqa: N802 - reads like the type that it stands for

@@ -186,9 +186,7 @@ class WebhookDelivery:
         if not endpoint.enabled:
             return _Outcome(error="The endpoint is disabled.", final=True)
         body = event_body(event)
-        signature = WebhookSignature(
-            self._cipher.open(endpoint.sealed_secret, context=secret_context(endpoint.id))
-        )
+        signature = WebhookSignature(self._cipher.open(endpoint.sealed_secret, context=secret_context(endpoint.id)))
         headers = {"Content-Type": "application/json", **signature.sign(str(event.id), body)}
         try:
             response = await self._http.request(

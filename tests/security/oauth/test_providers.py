@@ -174,12 +174,13 @@ def test_what_makes_no_sense_is_refused_at_once(make: Any) -> None:
         make()
 
 
-async def test_an_app_does_not_start_without_a_client(
+async def test_outside_local_and_test_an_app_does_not_start_without_a_client(
     sqlite_db: AsyncDatabase, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AUTH_SECRET", "a secret of more than thirty-two bytes")
     monkeypatch.delenv("OAUTH_GOOGLE_CLIENT_SECRET")
-    with pytest.raises(ConfigurationError, match=r"^google needs OAUTH_GOOGLE_CLIENT_SECRET:"):
-        async with running(app_with(sqlite_db, clock, google()), clock):
+    with pytest.raises(ConfigurationError, match=r"^OAUTH_GOOGLE_CLIENT_SECRET is not set"):
+        async with running(app_with(sqlite_db, clock, google(), env="prod", auth=HTTPS), clock):
             pass
 
 

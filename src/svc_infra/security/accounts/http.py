@@ -194,7 +194,7 @@ def _add_logins(router: APIRouter) -> None:
         pair = await _accounts(request).login(
             email=body.email, password=body.password.get_secret_value(), device=device_of(request)
         )
-        return given_tokens(pair, request, response, cookies=body.cookies)
+        return given_as_cookies(pair, request, response) if body.cookies else given(pair, response)
 
     @router.post("/refresh")
     async def refresh(request: Request, response: Response, body: RefreshBody | None = None) -> Tokens | CookieTokens:
@@ -203,9 +203,11 @@ def _add_logins(router: APIRouter) -> None:
         if token is None:
             token, cookies = request.cookies.get(REFRESH_COOKIE), True
             if token is None:
-                raise ValidationError("There is no refresh token.", errors=[{"pointer": "#/refresh_token"}])
+                detail = "Send the refresh token."
+                raise ValidationError(detail, errors=[{"pointer": "#/refresh_token", "detail": detail}])
             shared(request, Csrf).check(request.headers, request.cookies.get(CSRF_COOKIE, ""))
-        return given_tokens(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
+        pair = await shared(request, Sessions).refresh(token)
+        return given_as_cookies(pair, request, response) if cookies else given(pair, response)
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, response: Response, user: Identity, session: DbSession) -> None:
@@ -326,12 +328,15 @@ def _add_sessions(router: APIRouter) -> None:
             raise NotFoundError("Session", session_id)
 
 
-def given_tokens(pair: TokenPair, request: Request, response: Response, *, cookies: bool) -> Tokens | CookieTokens:
+def given(pair: TokenPair, response: Response) -> Tokens:
+    """The answer to a login whose client keeps the tokens."""
     response.headers["Cache-Control"] = "no-store"
-    if not cookies:
-        return Tokens(
-            access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds
-        )
+    return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds)
+
+
+def given_as_cookies(pair: TokenPair, request: Request, response: Response) -> CookieTokens:
+    """The answer to a login whose client is a browser that keeps the tokens in cookies."""
+    response.headers["Cache-Control"] = "no-store"
     token = shared(request, Csrf).token(pair.session_id)
     for name, value, seconds, same_site in (
         (ACCESS_COOKIE, pair.access_token, pair.expires_in_seconds, "lax"),
@@ -356,6 +361,7 @@ def set_cookie(response: Response, name: str, value: str, seconds: int, same_sit
 
 
 def device_of(request: Request) -> Device:
+    """Where a request comes from."""
     return Device(
         user_agent=request.headers.get("user-agent", ""), ip=request.client.host if request.client is not None else ""
     )

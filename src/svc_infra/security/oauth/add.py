@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from svc_infra.db import AsyncDatabase
-from svc_infra.errors import ConfigurationError, MissingSecretError
+from svc_infra.errors import ConfigurationError
 from svc_infra.http import HttpClient
 from svc_infra.security.accounts import Accounts
 from svc_infra.security.audit import AuditTrail
@@ -42,8 +42,8 @@ def add_oauth(app: FastAPI, *, providers: Sequence[OAuthProvider], prefix: str =
         prefix: Where the routes are.
 
     Raises:
-        ConfigurationError: Two providers have one name. At start-up: a client is missing, there are no accounts, or
-            outside local and test `AUTH_OAUTH_REDIRECT_URL` is missing or has no TLS.
+        ConfigurationError: Two providers have one name. At start-up: there are no accounts, or outside local and test a
+            client is missing, or `AUTH_OAUTH_REDIRECT_URL` is missing or has no TLS.
     """
     wiring = wiring_of(app)
     if _PART in wiring.parts:
@@ -81,16 +81,11 @@ async def _running(wiring: Wiring, providers: Sequence[OAuthProvider]) -> AsyncI
 
 
 def _client(wiring: Wiring, provider: OAuthProvider, clock: Clock) -> ProviderClient:
-    names = [provider.secret_name("CLIENT_ID"), provider.secret_name("CLIENT_SECRET")]
-    found = [wiring.settings.secrets.get(name) for name in names]
-    client_id, client_secret = found
-    if client_id is None or client_secret is None:
-        missing = [name for name, value in zip(names, found, strict=True) if value is None]
-        raise MissingSecretError(f"{provider.name} needs {' and '.join(missing)}: register the app there, set them.")
+    secrets = wiring.settings.secrets
     return ProviderClient(
         provider,
-        client_id.get_secret_value(),
-        client_secret,
+        secrets.require(provider.secret_name("CLIENT_ID"), min_bytes=1).get_secret_value(),
+        secrets.require(provider.secret_name("CLIENT_SECRET"), min_bytes=1),
         wiring.get(HttpClient),
         allow_http=wiring.settings.environment.is_trusted,
         clock=clock,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.errors import BadRequestError, ForbiddenError
-from svc_infra.security.accounts.http import Body, Tokens, device_of, given_tokens, set_cookie
+from svc_infra.security.accounts.http import Body, Tokens, device_of, given, given_as_cookies, set_cookie
 from svc_infra.security.http import Identity, shared
 from svc_infra.security.oauth.flow import MAX_NEXT_CHARACTERS, MAX_STATE_CHARACTERS
 from svc_infra.security.oauth.link import OAuthIdentities
@@ -102,10 +102,9 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         )
         response: Response = RedirectResponse(ended.flow.next, 303)
         if ended.pair is not None and _is_browser(request):
-            given_tokens(ended.pair, request, response, cookies=True)
+            given_as_cookies(ended.pair, request, response)
         elif ended.pair is not None:
-            tokens = given_tokens(ended.pair, request, response, cookies=False)
-            response = JSONResponse(tokens.model_dump())
+            response = JSONResponse(given(ended.pair, response).model_dump())
         elif not _is_browser(request):
             response = Response(status_code=204)
         set_cookie(response, ended.flow.cookie_name, "", 0, "lax")

@@ -67,17 +67,19 @@ class LiveSessions:
         self._user = user_model
         self._cache = cache
         self._clock = clock or SystemClock()
-        self._find: Callable[[UUID, UUID], Awaitable[Live | None]] = self._read
+        self._remembered: Callable[[str, str], Awaitable[Live | None]] | None = None
         if cache is not None:
-            self._find = cached(
+            self._remembered = cached(
                 ttl_seconds, cache=cache, tags=_tags, by_tenant=False, negative_ttl=0, early=0.0, kind=Live | None
             )(_reader(self._read))
 
     async def find(self, session_id: UUID, user_id: UUID) -> Live | None:
         """The login, if it and its account are alive now."""
         cache = self._cache
-        hears = cache is not None and (not cache.is_shared or cache.is_coherent)
-        live = await (self._find if hears else self._read)(session_id, user_id)
+        if cache is None or self._remembered is None or (cache.is_shared and not cache.is_coherent):
+            live = await self._read(session_id, user_id)
+        else:
+            live = await self._remembered(session_id.hex, user_id.hex)
         return live if live is not None and live.expires_at > self._clock.now() else None
 
     def forget(
@@ -92,7 +94,8 @@ class LiveSessions:
             return
         kind = "user" if user_id is not None else "session"
         one = user_id if user_id is not None else session_id
-        after_commit(session, partial(self._cache.invalidate_tags, _EVERYTHING if one is None else _tag(kind, one)))
+        tag = _EVERYTHING if one is None else _tag(kind, one.hex)
+        after_commit(session, partial(self._cache.invalidate_tags, tag))
 
     async def _read(self, session_id: UUID, user_id: UUID) -> Live | None:
         user = self._user
@@ -112,20 +115,20 @@ class LiveSessions:
         return None if row is None else Live(row.id, row.email, tuple(row.roles), row.expires_at)
 
 
-def _reader(read: Callable[[UUID, UUID], Awaitable[Live | None]]) -> Callable[[UUID, UUID], Any]:
-    """A function of its own for each app: what is cached is named by the function."""
+def _reader(read: Callable[[UUID, UUID], Awaitable[Live | None]]) -> Callable[[str, str], Any]:
+    """A function whose arguments are plain texts, which are named the fastest."""
 
-    async def live_session(session_id: UUID, user_id: UUID) -> Live | None:
-        return await read(session_id, user_id)
+    async def live_session(session_id: str, user_id: str) -> Live | None:
+        return await read(UUID(session_id), UUID(user_id))
 
     return live_session
 
 
-def _tag(kind: str, identifier: UUID) -> str:
-    return f"auth:{kind}:{identifier.hex}"
+def _tag(kind: str, identifier: str) -> str:
+    return f"auth:{kind}:{identifier}"
 
 
-def _tags(session_id: UUID, user_id: UUID) -> list[str]:
+def _tags(session_id: str, user_id: str) -> list[str]:
     return [_tag("session", session_id), _tag("user", user_id), _EVERYTHING]
 
 

@@ -1,0 +1,180 @@
+"""What authentication costs: a request with a token beside one without, with and without the token cache; and logins.
+
+In process, so that nothing but the service is measured: the app is called as a server calls it, one request at a time,
+and processor time is counted. Rounds are interleaved; figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from fastapi import FastAPI
+from sqlalchemy import Engine, event
+
+from bench.report import table, write
+from svc_infra import create_app
+from svc_infra.cache import add_cache
+from svc_infra.config import Settings
+from svc_infra.db.add import add_db
+from svc_infra.security import Accounts
+from svc_infra.security.add import add_auth_users
+from svc_infra.security.http import Identity
+from svc_infra.wiring import wiring_of
+
+EMAIL, PASSWORD = "ana@example.com", "correct horse battery"
+BUDGET_MICROSECONDS = 60.0
+
+
+@asynccontextmanager
+async def service(folder: str, *, cache: str) -> AsyncIterator[tuple[FastAPI, str]]:
+    """An app with one account; yields it and an access token."""
+    settings = Settings(
+        app={"env": "test"},
+        log={"level": "WARNING"},
+        auth={"token_cache": cache, "lockout_threshold": 10_000, "lockout_network_threshold": 10_000},
+    )
+    app = create_app(settings=settings)
+    add_cache(app)
+    add_db(app, url=f"sqlite:///{folder}/{cache}.db")
+    add_auth_users(app)
+
+    @app.get("/open")
+    async def open_to_all() -> dict[str, str]:
+        return {"hello": "world"}
+
+    @app.get("/mine")
+    async def mine(user: Identity) -> dict[str, str]:
+        return {"hello": "world"}
+
+    async with app.router.lifespan_context(app):
+        with wiring_of(app).active():
+            accounts = wiring_of(app).get(Accounts)
+            await accounts.sign_up(email=EMAIL, password=PASSWORD)
+            yield app, (await accounts.login(email=EMAIL, password=PASSWORD)).access_token
+
+
+def request(app: FastAPI, path: str, token: str = "") -> Callable[[], Awaitable[None]]:
+    """One request, as a server makes it."""
+    headers = [(b"host", b"bench"), (b"user-agent", b"bench")]
+    headers += [(b"authorization", f"Bearer {token}".encode())] if token else []
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def call() -> None:
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+        }  # fmt: skip
+        await app(scope, receive, send)
+        if statuses.pop() != 200:
+            raise SystemExit(f"{path} was not answered with 200")
+
+    return call
+
+
+async def microseconds(call: Callable[[], Awaitable[None]], count: int) -> float:
+    """The processor time of one call, in all threads of this process: what else the machine does is left out."""
+    started = time.process_time()
+    for _ in range(count):
+        await call()
+    return (time.process_time() - started) / count * 1e6
+
+
+async def logins(app: FastAPI, count: int) -> tuple[float, float]:
+    """Logins in a second, two at a time, and what two threads that only hash manage."""
+    accounts = wiring_of(app).get(Accounts)
+    hasher = accounts._desk.hasher
+    stored = await hasher.hash(PASSWORD)
+
+    async def each(work: Callable[[], Awaitable[object]]) -> float:
+        started = time.perf_counter()
+
+        async def half() -> None:
+            for _ in range(count // 2):
+                await work()
+
+        await asyncio.gather(half(), half())
+        return count / (time.perf_counter() - started)
+
+    return await each(lambda: accounts.login(email=EMAIL, password=PASSWORD)), await each(
+        lambda: hasher.verify(PASSWORD, stored)
+    )
+
+
+async def reads(call: Callable[[], Awaitable[None]]) -> int:
+    """The statements of one call that read."""
+    seen: list[str] = []
+
+    def executed(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", executed)
+    await call()
+    event.remove(Engine, "before_cursor_execute", executed)
+    return len(seen)
+
+
+async def measure(rounds: int, count: int) -> None:
+    """Measure, print and write."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with service(folder, cache="on") as (warm, token), service(folder, cache="off") as (cold, other):
+            calls = {
+                "without a token": request(warm, "/open"),
+                "with a token, token cache": request(warm, "/mine", token),
+                "with a token, no cache": request(cold, "/mine", other),
+            }
+            seen: dict[str, list[float]] = {name: [] for name in calls}
+            for number in range(rounds + 1):
+                for name, call in calls.items():
+                    taken = await microseconds(call, count)
+                    if number:  # the first round only warms up
+                        seen[name].append(taken)
+            base = seen["without a token"]
+            rows = [
+                {
+                    "request": name,
+                    "us": statistics.median(taken),
+                    "us more": statistics.median(a - b for a, b in zip(taken, base, strict=True)),
+                    "reads": await reads(calls[name]),
+                }
+                for name, taken in seen.items()
+            ]
+            table(f"One request, median of {rounds} interleaved rounds of {count}", rows)
+            done, only_hashing = await logins(warm, 60)
+            table(
+                "Logins, two at a time", [{"logins/s": done, "argon2id/s": only_hashing, "part": done / only_hashing}]
+            )
+    write("auth", rows, ("fastapi", "starlette", "joserfc", "uvloop"))
+    more = float(str(rows[1]["us more"]))
+    print(f"\na token costs {more:.1f} us more with a warm cache; {BUDGET_MICROSECONDS:.0f} are allowed")
+
+
+def main() -> None:
+    """Read the options and measure."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--count", type=int, default=500)
+    given = options.parse_args()
+    Path("var").mkdir(exist_ok=True)
+    uvloop.run(measure(given.rounds, given.count))
+
+
+if __name__ == "__main__":
+    main()
