@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from asyncio import gather
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -89,6 +91,13 @@ async def test_no_other_browser_ends_a_login(flows: Flows, data: st.DataObject) 
         await flows.end(victim.state, others)
     with pytest.raises(BadRequestError):
         await flows.end(data.draw(st.text(max_size=60)), {name: sealed})
+
+
+async def test_a_cookie_that_holds_another_login_ends_none(flows: Flows, keys: KeyRing, clock: FakeClock) -> None:
+    asked, held = flow(), flow()
+    sealed = Cookies(keys, clock=clock).seal(asked.cookie_name, json.dumps(asdict(held)), max_age_seconds=600)
+    with pytest.raises(BadRequestError):
+        await flows.end(asked.state, {asked.cookie_name: sealed})
 
 
 async def test_an_answer_that_was_stolen_is_of_no_use_in_any_other_browser(app: FastAPI) -> None:
