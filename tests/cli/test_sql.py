@@ -21,6 +21,7 @@ CHAIN = [
     "0011_accounts",
     "0015_api_keys",
     "0016_organizations",
+    "0017_oauth",
 ]
 
 

@@ -29,6 +29,8 @@ MODELS = [
     "svc_infra.security.models",
     "svc_infra.security.audit.models",
     "svc_infra.security.keys.models",
+    "svc_infra.security.oauth.models",
+    "svc_infra.jobs.flows.models",
     "svc_infra.security.organizations.models",
     "svc_infra.idempotency.models",
     "svc_infra.jobs.sql.models",
@@ -48,6 +50,7 @@ CHAIN = [
     "0011_accounts",
     "0015_api_keys",
     "0016_organizations",
+    "0017_oauth",
 ]
 
 

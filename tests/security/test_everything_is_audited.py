@@ -147,6 +147,11 @@ async def register_by_code(stage: Stage) -> None:
         await stage.accounts.register(session, email="new@example.com", password=NEW)
 
 
+async def adopt(stage: Stage) -> None:
+    async with stage.db.session() as session:
+        await stage.accounts.adopt(session, email="new@example.com")
+
+
 async def set_roles(stage: Stage) -> None:
     async with stage.db.session() as session:
         await stage.accounts.set_roles(session, stage.bob_id, ["admin"])
@@ -213,6 +218,7 @@ CHANGES: dict[str, tuple[Change, str]] = {  # each entry point: how it is used, 
     "POST /sessions/revoke-others": (revoke_others, "session.revoked"),
     "DELETE /sessions/{session_id}": (revoke_one, "session.revoked"),
     "Accounts.register": (register_by_code, "account.registered"),
+    "Accounts.adopt": (adopt, "account.registered"),
     "Accounts.sign_up": (register, "account.registered"),
     "Accounts.login": (log_in, "session.opened"),
     "Accounts.reauthenticate": (log_in_wrongly, "session.refused"),

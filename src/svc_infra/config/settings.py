@@ -113,6 +113,11 @@ class AuthSettings(Section):
     lockout_base_seconds: PositiveSeconds = Field(30.0, description="The first lock; each failure doubles it.")
     lockout_max_seconds: PositiveSeconds = 3600.0
     lockout_window_seconds: PositiveSeconds = Field(86400.0, description="When failures are forgotten.")
+    oauth_redirect_url: str | None = Field(
+        None, description="Where providers send browsers back to: the public address of /oauth/callback."
+    )
+    oauth_next_origins: Many = Field((), description="Other origins to whose pages one may go after such a login.")
+    oauth_ttl_seconds: PositiveSeconds = Field(600.0, description="How long such a login may take.")
 
 
 class SecuritySettings(Section):

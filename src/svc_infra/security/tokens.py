@@ -154,7 +154,7 @@ class AccessTokens:
         if key is None:
             raise InvalidTokenError
         try:
-            claims = jwt.decode(token, key, registry=self._registry, decoder_cls=_StrictDecoder).claims
+            claims = jwt.decode(token, key, registry=self._registry, decoder_cls=StrictDecoder).claims
             self._claims.validate(claims)
             verified = AccessClaims(user_id=UUID(claims["sub"]), session_id=UUID(claims["sid"]))
         except ExpiredTokenError:
@@ -181,7 +181,7 @@ class AccessTokens:
         return int(self._clock.now().timestamp())
 
 
-class _StrictDecoder(json.JSONDecoder):
+class StrictDecoder(json.JSONDecoder):
     """Refuses a repeated name, which two readers could understand differently, and numbers that JSON does not have."""
 
     def __init__(self) -> None:

@@ -103,6 +103,22 @@ class Accounts:
         await self._record(session, "account.registered", owner_id, after=changes)
         return await self._existing(session, owner_id)
 
+    async def adopt(self, session: AsyncSession, *, email: str) -> HasAccount | None:
+        """Make an account without a password in this unit of work, for an address that its owner has proven elsewhere.
+
+        Returns:
+            The account; None when the address has one already, which proves nothing about whose that is.
+
+        Raises:
+            ValidationError: It is not an e-mail address.
+        """
+        address = normalized_email(email)
+        new_one_id, owner_id = await self._make(session, address, None, (), is_verified=True)
+        if new_one_id != owner_id:
+            return None
+        await self._record(session, "account.registered", owner_id, after={"email": address, "roles": []})
+        return await self._existing(session, owner_id)
+
     async def sign_up(self, *, email: str, password: str) -> tuple[UUID, str]:
         """Make an account for a stranger, in a unit of work of its own.
 
@@ -271,7 +287,13 @@ class Accounts:
                 await desk.mail.send(session, LinkKind.UNLOCK, address if user is not None else "", {"link": link})
 
     async def _make(
-        self, session: AsyncSession, address: str, password_hash: str, roles: Collection[str]
+        self,
+        session: AsyncSession,
+        address: str,
+        password_hash: str | None,
+        roles: Collection[str],
+        *,
+        is_verified: bool = False,
     ) -> tuple[UUID, UUID]:
         """Store a new account, unless the address has one: the new one's id, and the id of whose the address is."""
         now, make, failure = self._desk.clock.now(), cast(Callable[..., HasAccount], self._desk.user_model), None
@@ -280,7 +302,7 @@ class Accounts:
             email=address,
             password_hash=password_hash,
             is_active=True,
-            is_verified=False,
+            is_verified=is_verified,
             roles=list(roles),
             created_at=now,
             updated_at=now,

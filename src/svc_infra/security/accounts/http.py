@@ -213,7 +213,7 @@ def _add_logins(router: APIRouter) -> None:
         pair = await _accounts(request).login(
             email=body.email, password=body.password.get_secret_value(), device=device_of(request)
         )
-        return _given(pair, request, response, cookies=body.cookies)
+        return given_as_cookies(pair, request, response) if body.cookies else given(pair, response)
 
     @router.post("/refresh", responses=_REFUSED, dependencies=_PUBLIC)
     async def refresh(request: Request, response: Response, body: RefreshBody | None = None) -> Tokens | CookieTokens:
@@ -225,7 +225,8 @@ def _add_logins(router: APIRouter) -> None:
                 detail = "Send the refresh token."
                 raise ValidationError(detail, errors=[{"pointer": "#/refresh_token", "detail": detail}])
             shared(request, Csrf).check(request.headers, request.cookies.get(CSRF_COOKIE, ""))
-        return _given(await shared(request, Sessions).refresh(token), request, response, cookies=cookies)
+        pair = await shared(request, Sessions).refresh(token)
+        return given_as_cookies(pair, request, response) if cookies else given(pair, response)
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, response: Response, user: LoggedIn, session: DbSession) -> None:
@@ -352,9 +353,8 @@ def given(pair: TokenPair, response: Response) -> Tokens:
     return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds)
 
 
-def _given(pair: TokenPair, request: Request, response: Response, *, cookies: bool) -> Tokens | CookieTokens:
-    if not cookies:
-        return given(pair, response)
+def given_as_cookies(pair: TokenPair, request: Request, response: Response) -> CookieTokens:
+    """The answer to a login whose client is a browser that keeps the tokens in cookies."""
     response.headers["Cache-Control"] = "no-store"
     token = shared(request, Csrf).token(pair.session_id)
     for name, value, seconds, same_site in (
@@ -362,17 +362,17 @@ def _given(pair: TokenPair, request: Request, response: Response, *, cookies: bo
         (REFRESH_COOKIE, pair.refresh_token, pair.session_ends_in_seconds, "strict"),
         (CSRF_COOKIE, token, pair.session_ends_in_seconds, "strict"),
     ):
-        _set_cookie(response, name, value, seconds, same_site)
+        set_cookie(response, name, value, seconds, same_site)
     return CookieTokens(csrf_token=token, expires_in=pair.expires_in_seconds)
 
 
 def _forget_cookies(request: Request, response: Response) -> None:
     for name in (ACCESS_COOKIE, REFRESH_COOKIE, CSRF_COOKIE):
         if name in request.cookies:
-            _set_cookie(response, name, "", 0, "strict")
+            set_cookie(response, name, "", 0, "strict")
 
 
-def _set_cookie(response: Response, name: str, value: str, seconds: int, same_site: Any) -> None:
+def set_cookie(response: Response, name: str, value: str, seconds: int, same_site: Any) -> None:
     """`__Host-`: of this host alone, over https alone (browsers take localhost for that), for every path."""
     response.set_cookie(
         name, value, max_age=seconds, path="/", secure=True, httponly=name != CSRF_COOKIE, samesite=same_site
