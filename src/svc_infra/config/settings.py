@@ -14,7 +14,7 @@ from svc_infra.config.section import Section, all_wrong
 from svc_infra.config.serving import CorsSettings, EdgeSettings, HeadersSettings, IdempotencySettings, RateLimitSettings
 from svc_infra.config.telemetry import LogSettings, MetricsSettings, OtelSettings
 from svc_infra.config.url import UrlSetting
-from svc_infra.config.values import ManySeconds, NonNegativeInt, PositiveInt, PositiveSeconds, Seconds
+from svc_infra.config.values import Many, ManySeconds, NonNegativeInt, PositiveInt, PositiveSeconds, Seconds
 from svc_infra.config.variables import Variables
 from svc_infra.errors import ConfigurationError
 
