@@ -20,7 +20,7 @@ from svc_infra.testing import FakeClock
 from tests.jobs.broken_backends import FAULTS, break_it
 from tests.jobs.queue_machine import Place, QueueMachine
 
-BACKENDS = {"memory": 60, "sqlite": 40, "postgres": 15, "valkey": 30}
+BACKENDS = {"memory": 40, "sqlite": 25, "postgres": 12, "valkey": 25}
 """How many lives each backend leads in a run; a life has up to 40 steps."""
 USUAL = settings(
     stateful_step_count=40,
