@@ -29,7 +29,7 @@ check: $(VENV)/.dev-stamp ## Check style, format, types and layers
 	@$(BIN)/lint-imports --no-logo
 
 chaos: $(VENV)/.dev-stamp ## Kill workers and servers under 20,000 jobs per backend (CHAOS_JOBS=20000, CHAOS_SEED=...)
-	@CHAOS_JOBS=$(CHAOS_JOBS) $(BIN)/python -m pytest tests/chaos -q
+	@CHAOS_JOBS=$(CHAOS_JOBS) $(BIN)/python -m pytest tests/chaos -o faulthandler_timeout=0
 
 bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queues, side by side with their peers
 	@$(BIN)/python -m bench.http

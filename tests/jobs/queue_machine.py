@@ -28,13 +28,13 @@ START = datetime(2026, 1, 5, 12, 0, 0, 123456, tzinfo=UTC)
 LEASES = [1.0, 2.5, 60.0]
 leases = st.sampled_from(LEASES)
 delays = st.sampled_from([0.0, 0.0, 0.0, 10.0])
-keys = st.sampled_from(["k1", "k2"])
+keys = st.sampled_from(["k", "k", "k", "other"])
 ids = st.sampled_from([f"{number:03}" for number in range(8)])
 pick = st.integers(0, 9)
 uniques = st.builds(
     Unique,
     key=keys,
-    window_seconds=st.sampled_from([None, None, 10.0]),
+    window_seconds=st.sampled_from([None, 10.0]),
     states=st.sampled_from([frozenset(JobState), frozenset({JobState.READY, JobState.RUNNING})]),
     on_conflict=st.sampled_from(["skip", "replace", "debounce"]),
 )
@@ -96,6 +96,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.stored += len(named)
         kept = self.run(as_tenant(tenant, lambda: self.queue.enqueue_many(named)))
         assert kept == [self.model.enqueue(one, tenant) for one in named]
+
+    @rule(request=requests)
+    def outlive_a_window(self, request: JobRequest) -> None:
+        unique = replace(request, unique=Unique("k", window_seconds=10.0))
+        self.enqueue([unique], "")
+        self.clock.advance(10.0)
+        self.enqueue([unique], "")
 
     @rule(job_id=ids, request=requests)
     def enqueue_the_same_id_again(self, job_id: str, request: JobRequest) -> None:
