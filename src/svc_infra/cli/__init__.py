@@ -1,8 +1,8 @@
 """The command line: one file per command group.
 
 - `app`: `svc-infra` itself, its options, and how errors are shown
-- `config`: `svc-infra config`
-- `demo`: `svc-infra demo` · `jobs`: `svc-infra jobs ...` · `sql`: `svc-infra sql ...`
+- `config`, `demo`, and a group each: `audit`, `flows`, `jobs`, `schedules`, `secrets`, `sql`
+- `targets`: the app that a command is about · `tables`: how answers are printed
 """
 
 from svc_infra.cli.app import main

@@ -2,7 +2,7 @@
 
 - `task`, `arguments`, `context`: functions as jobs · `retry`: what becomes of failures · `workers`, `schedules`
 - `job`, `queue`: what a job is, and the ports · `backends`, `sql`, `redis`: where jobs are kept
-- `easy`, `add`, `http`: the ways in
+- `flows`: batches, chains, workflows · `easy`, `add`, `http`: the ways in
 """
 
 from svc_infra.jobs.backends import InMemoryJobQueue
