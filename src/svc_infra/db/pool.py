@@ -16,6 +16,7 @@ class MeasuredPool(AsyncAdaptedQueuePool):
 
     waiting = 0
     timeouts = 0
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.MeasuredPool"  # its lines are SQLAlchemy's, at its log level
 
     def connect(self) -> PoolProxiedConnection:
         """A connection."""
