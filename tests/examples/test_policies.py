@@ -25,13 +25,13 @@ ELSEWHERE = ["/auth", "/webhooks"]
 CALLERS = ["nobody", "wrong token", "owner", "member", "stranger", "intruder", "member of nothing"]
 ROWS = {
     "GET /organizations": (401, 401, 200, 200, 200, 200, 200),
-    "POST /projects": (400, 401, 201, 201, 201, 403, 400),
-    "GET /projects": (400, 401, 200, 200, 200, 403, 400),
-    "POST /projects/{project_id}/tickets": (400, 401, 201, 201, 404, 403, 400),
-    "GET /projects/{project_id}/tickets": (400, 401, 200, 200, 404, 403, 400),
-    "PATCH /tickets/{ticket_id}": (400, 401, 200, 200, 404, 403, 400),
-    "POST /projects/{project_id}/imports": (400, 401, 202, 202, 404, 403, 400),
-    "GET /imports/{import_id}": (400, 401, 200, 200, 404, 403, 400),
+    "POST /projects": (401, 401, 201, 201, 201, 403, 400),
+    "GET /projects": (401, 401, 200, 200, 200, 403, 400),
+    "POST /projects/{project_id}/tickets": (401, 401, 201, 201, 404, 403, 400),
+    "GET /projects/{project_id}/tickets": (401, 401, 200, 200, 404, 403, 400),
+    "PATCH /tickets/{ticket_id}": (401, 401, 200, 200, 404, 403, 400),
+    "POST /projects/{project_id}/imports": (401, 401, 202, 202, 404, 403, 400),
+    "GET /imports/{import_id}": (401, 401, 200, 200, 404, 403, 400),
     "POST /organizations": (401, 401, 201, 201, 201, 201, 201),  # last: with two, no tenant is implied any more
 }
 
@@ -94,7 +94,7 @@ async def test_the_tracker_answers_every_caller_as_the_matrix_says(app: FastAPI,
 async def test_the_matrix_tells_everything_that_differs(app: FastAPI, matrix: Matrix) -> None:
     rows = {
         "GET /projects": (200, 401, 404, 200, 200, 403, 400),
-        "GET /imports/{import_id}": (400, 401, 200, 200, 200, 200, 400),
+        "GET /imports/{import_id}": (401, 401, 200, 200, 200, 200, 400),
         "GET /nowhere": (404,) * 7,
         "GET /organizations": (401, 200),
     }
@@ -103,7 +103,7 @@ async def test_the_matrix_tells_everything_that_differs(app: FastAPI, matrix: Ma
     assert str(caught.value).splitlines()[1:] == [
         "POST /organizations has no row",
         "GET /nowhere is no route of the app",
-        "GET /projects: nobody got 400 instead of 200",
+        "GET /projects: nobody got 401 instead of 200",
         "GET /projects: owner got 200 instead of 404",
         "GET /imports/{import_id}: stranger got 404 instead of 200",
         "GET /imports/{import_id}: intruder got 403 instead of 200",

@@ -25,6 +25,9 @@ from svc_infra.config import Settings
 from svc_infra.db.add import add_db
 from svc_infra.idempotency.add import add_idempotency
 from svc_infra.idempotency.http import Idempotent
+from svc_infra.jobs.add import add_jobs
+from svc_infra.mail._console import ConsoleSender
+from svc_infra.mail.add import add_mail
 from svc_infra.middleware import LoggingMiddleware, RateLimitMiddleware, RequestIdMiddleware
 from svc_infra.middleware.conditional import Conditional, etag_of
 from svc_infra.middleware.http import rate_limit
@@ -63,10 +66,13 @@ def with_everything(sql_url: str) -> FastAPI:
             sql={"url": sql_url, "migrate_on_start": True},
             cors={"origins": ("https://app.example.com",), "credentials": True},
             edge={"trusted_proxies": ("192.0.2.1",), "forwarded_header": "forwarded", "max_headers": 20},
+            mail={"link_base_url": "https://app.example.com"},
         )
     )
     add_db(app)
     add_auth_users(app)
+    add_jobs(app, worker=False, scheduler=False)
+    add_mail(app, sender=ConsoleSender())
     add_tenancy(app)
     add_idempotency(app)
     app.add_middleware(RateLimitMiddleware, "1000000/second")

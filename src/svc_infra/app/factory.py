@@ -20,7 +20,6 @@ from svc_infra.errors import ConfigurationError
 from svc_infra.obs.add import add_observability
 from svc_infra.openapi.add import add_openapi
 from svc_infra.ops.add import add_probes
-from svc_infra.security.access.add import add_strict_routes
 from svc_infra.wiring import wiring_of
 
 __all__ = ["create_app", "easy_service_app", "router"]
@@ -91,6 +90,8 @@ def create_app(
     if probes:
         add_probes(app)
     if settings.security.strict_routes:
+        from svc_infra.security.access.add import add_strict_routes  # an app without accounts does not load them
+
         add_strict_routes(app)
     for part in (router, *routers):
         app.include_router(part)

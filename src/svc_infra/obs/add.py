@@ -21,6 +21,7 @@ from svc_infra.obs.tracing.sampling import Sampler
 from svc_infra.obs.tracing.spans import Tracing, sampled_trace
 from svc_infra.obs.tracing.sql import trace_statements
 from svc_infra.obs.workers import joined, sharing
+from svc_infra.route_policy import PUBLIC, declares
 from svc_infra.wiring import Part, Phase, Wiring, wiring_of
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def _serve_metrics(app: Starlette, wiring: Wiring, path: str | None) -> None:
         None if token is None else token.get_secret_value(),
         open_to_all=settings.environment.is_trusted,
     )
-    page = metrics_page(wiring.get(Shown), readers)
-    page.route_policy = "public"  # type: ignore[attr-defined]  # see security.access, which lies above this room
+    page = declares(PUBLIC)(metrics_page(wiring.get(Shown), readers))  # which asks itself who reads
     app.add_route(http.page, page, include_in_schema=False)
 
 

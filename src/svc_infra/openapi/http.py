@@ -24,7 +24,7 @@ from svc_infra.openapi.operations import Operation, operation_id
 from svc_infra.openapi.pages import Pages
 from svc_infra.openapi.problems import find_problem_type, problem_types
 from svc_infra.openapi.schema import Address, document_problems
-from svc_infra.security.access.declared import PUBLIC, declares
+from svc_infra.route_policy import PUBLIC, declares
 from svc_infra.wiring import wiring_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]

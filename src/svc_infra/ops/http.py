@@ -14,7 +14,7 @@ from svc_infra.errors import UnavailableError
 from svc_infra.middleware.problem import render
 from svc_infra.obs.redact import to_json
 from svc_infra.ops.readiness import Readiness
-from svc_infra.security.access.declared import PUBLIC, declares
+from svc_infra.route_policy import PUBLIC, declares
 from svc_infra.wiring import Phase
 
 

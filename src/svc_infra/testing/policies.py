@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from svc_infra.security.access.declared import PUBLIC
+from svc_infra.route_policy import PUBLIC
 from svc_infra.security.access.http import route_policies, routes_without_policy
 
 __all__ = ["Matrix", "check_matrix", "routes_without_policy"]

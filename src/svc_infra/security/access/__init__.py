@@ -1,12 +1,12 @@
 """Authorisation: what each route requires of its caller, and that each route says so.
 
+- `svc_infra.route_policy`, below all rooms: how a dependency or an endpoint says which policy it is
 - `policy`: the roles of an app and what they permit, `register_role`
-- `declared`: how a dependency or an endpoint says which policy it is
 - `http`: `RequirePermission` and its relatives, `public()`, and the policies of an app's routes
 - `add`: `add_strict_routes`
 """
 
-from svc_infra.security.access.declared import declared_by, declares
+from svc_infra.route_policy import declared_by, declares
 from svc_infra.security.access.policy import (
     ORGANIZATION_PERMISSIONS,
     PERMISSION_REGISTRY,

@@ -9,7 +9,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
 from svc_infra.errors import ConfigurationError, ForbiddenError
-from svc_infra.security.access.declared import PUBLIC, declared_by, declares
+from svc_infra.route_policy import PUBLIC, declared_by, declares
 from svc_infra.security.access.policy import check_permission_name
 from svc_infra.security.http import Caller, get_current_user
 from svc_infra.security.principal import Principal

@@ -1,7 +1,7 @@
 """How a route says who may call it.
 
 A policy is declared by what enforces it: a dependency of the route, or its endpoint. The declaration is the attribute
-`route_policy` of that function or object, so that also code below this room can make one.
+`route_policy` of that function or object. `svc_infra.security.access` checks that every route has one.
 """
 
 from __future__ import annotations
