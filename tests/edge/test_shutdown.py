@@ -72,7 +72,7 @@ class Running:
     async def is_accepting(self) -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):  # the latter: closed while it was being accepted
             return False
         writer.close()
         return True
