@@ -39,7 +39,7 @@ bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queue
 	@$(BIN)/python -m bench.jobs
 	@$(BIN)/python -m bench.jobs_peers
 	@$(BIN)/python -m bench.auth
-	@$(BIN)/python -m bench.restarts --restarts 20
+	@$(BIN)/python -m bench.restarts
 
 lock: $(UV) ## Compile the lock files (UPGRADE=1 takes the newest versions)
 	@$(COMPILE) --extra dev --output-file requirements/dev.txt
