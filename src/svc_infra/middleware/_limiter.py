@@ -100,7 +100,7 @@ class Limiter:
         clock: Seconds that do not go back.
 
     Attributes:
-        take_now: Charges uses at once; None where that takes waiting, or the store may fail: use `take`.
+        memory: The store where asking it takes no waiting and it cannot fail; else None: use `take`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Limiter:
     ) -> None:
         self.store = store
         self.on_outage = on_outage
-        self.take_now = store.take_now if type(store) is MemoryRateLimitStore else None
+        self.memory = store if type(store) is MemoryRateLimitStore else None
         self._clock = clock
         self._down = False
         self._paused_until = 0.0
@@ -185,18 +185,19 @@ class Limited:
         Raises:
             RateLimitedError: One is refused.
         """
-        take = self._limiter.take_now
-        if take is None:
+        memory = self._limiter.memory
+        if memory is None:
             return False
         charged = self._charged
         if len(charges) == 1 and not charged:
             (one,) = charges
-            (verdict,) = take((one.use,))
-            charged[one.use.key] = one, verdict
+            use = one.use
+            verdict = memory.take_one(use)
+            charged[use.key] = one, verdict
             if not verdict.allowed:
                 self._refuse([(one, verdict)])
         elif new := self._not_yet(charges):
-            self._note(new, take([one.use for one in new]))
+            self._note(new, memory.take_now([one.use for one in new]))
         return True
 
     async def take(self, charges: Sequence[Charge]) -> None:
@@ -229,7 +230,7 @@ class Limited:
             ((tightest, verdict),) = charged.values()
             if verdict is None:
                 return [tightest.policy_header]
-            remaining, more_after_seconds = verdict.left()
+            remaining, more_after_seconds, reset_after_seconds = verdict.left()
             policy_header = tightest.policy_header
             limits = f"{tightest.begin}{remaining};t={more_after_seconds}{tightest.end}"
         else:
@@ -237,16 +238,16 @@ class Limited:
             known = [(one, verdict) for one, verdict in charged.values() if verdict is not None]
             if not known:
                 return [policy_header]
-            left = [verdict.left() for _, verdict in known]
-            limits = ", ".join([f"{one.begin}{r};t={t}{one.end}" for (one, _), (r, t) in zip(known, left, strict=True)])
+            left = [(one, *verdict.left()) for one, verdict in known]
+            limits = ", ".join([f"{one.begin}{r};t={t}{one.end}" for one, r, t, _ in left])
             tightest, verdict = min(known, key=_tightness)
-            remaining = verdict.remaining
+            remaining, _, reset_after_seconds = verdict.left()
         return [
             policy_header,
             (b"ratelimit", limits.encode()),
             tightest.limit_header,
             (b"x-ratelimit-remaining", b"%d" % remaining),
-            (b"x-ratelimit-reset", b"%d" % ceil(time.time() + verdict.reset_after_seconds)),
+            (b"x-ratelimit-reset", b"%d" % ceil(time.time() + reset_after_seconds)),
         ]
 
     def _not_yet(self, charges: Sequence[Charge]) -> list[Charge]:
@@ -265,7 +266,8 @@ class Limited:
 
 def _tightness(decided: tuple[Charge, Verdict]) -> tuple[bool, int, float, int]:
     one, verdict = decided
-    return verdict.allowed, verdict.remaining, -verdict.reset_after_seconds, one.use.rate.limit
+    remaining, _, reset_after_seconds = verdict.left()
+    return verdict.allowed, remaining, -reset_after_seconds, one.use.rate.limit
 
 
 def _refusal(refused: Sequence[tuple[Charge, Verdict]]) -> RateLimitedError:

@@ -74,11 +74,17 @@ class Verdict(NamedTuple):
     excess: int
     rate: Rate
 
-    def left(self) -> tuple[int, int]:
-        """How much more is allowed at once, and the whole seconds until more than that is; 0 when nothing is used."""
-        rate, used = self.rate, self.used
-        remaining, toward_next = divmod(rate.burst - used, rate.interval)
-        return remaining, -((toward_next - rate.interval) // (rate.limit * _NANOSECONDS)) if used else 0
+    def left(self) -> tuple[int, int, float]:
+        """How much of the rate is left.
+
+        Returns:
+            How much more is allowed at once; the whole seconds until more than that is, 0 when nothing is used up; the
+            seconds until nothing is.
+        """
+        _, _, used, _, rate = self
+        interval, second = rate.interval, rate.limit * _NANOSECONDS
+        remaining, toward_next = divmod(rate.burst - used, interval)
+        return remaining, -((toward_next - interval) // second) if used else 0, used / second
 
     @property
     def remaining(self) -> int:
@@ -93,7 +99,7 @@ class Verdict(NamedTuple):
     @property
     def reset_after_seconds(self) -> float:
         """Until nothing of the rate is used up."""
-        return self.used / (self.rate.limit * _NANOSECONDS)
+        return self.left()[2]
 
 
 class Use(NamedTuple):

@@ -74,7 +74,8 @@ class RateLimitMiddleware:
         if scope["type"] == "lifespan":
             return self._live(scope, receive, send)
         limiter = self._limiter or self._started()
-        if self._is_exempt(scope):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(self._exempt_prefixes) or path == self._metrics_page or _is_preflight(scope):
             scope.setdefault(LIMITED, None)
             return self.app(scope, receive, send)
         limited, edge = scope.get(LIMITED), scope.get(EDGE)
@@ -116,16 +117,6 @@ class RateLimitMiddleware:
             await _refuse(scope, answer, error)  # also of a route, in an app that does not answer such errors
         finally:
             leave(token)
-
-    def _is_exempt(self, scope: Scope) -> bool:
-        path = scope["path"]
-        if root_path := scope.get("root_path"):
-            path = path.removeprefix(root_path)
-        if path.startswith(self._exempt_prefixes) or path == self._metrics_page:
-            return True
-        return scope.get("method") == "OPTIONS" and any(
-            name == b"access-control-request-method" for name, _ in scope["headers"]
-        )
 
     def _charges_of(self, peer: str) -> tuple[Charge, ...]:
         client = network(peer)
@@ -170,6 +161,12 @@ class _Answer:
             if self._limited is not None:
                 message = {**message, "headers": [*message.get("headers", ()), *self._limited.headers()]}
         await self._send(message)
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return scope.get("method") == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
 
 
 async def _refuse(scope: Scope, send: Send, error: Exception) -> None:

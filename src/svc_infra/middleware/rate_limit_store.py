@@ -60,18 +60,22 @@ class MemoryRateLimitStore:
 
     def take_now(self, uses: Sequence[Use]) -> list[Verdict]:
         """The same for those who cannot wait, or need not."""
-        states, now_ns = self._states, self._clock_ns()
-        if len(uses) == 1:
-            (use,) = uses
-            verdicts = [gcra(states.pop(use.key, 0), now_ns, use.rate, use.cost)]
-            states[use.key] = verdicts[0].state
-        else:
-            verdicts = decide([states.pop(use.key, 0) for use in uses], now_ns, uses)
-            for use, verdict in zip(uses, verdicts, strict=True):
-                states[use.key] = verdict.state
+        states = self._states
+        verdicts = decide([states.pop(use.key, 0) for use in uses], self._clock_ns(), uses)
+        for use, verdict in zip(uses, verdicts, strict=True):
+            states[use.key] = verdict.state
         while len(states) > self._max_keys:
             del states[next(iter(states))]
         return verdicts
+
+    def take_one(self, use: Use) -> Verdict:
+        """The same for one use, which is the usual number and takes half the time so."""
+        states, key = self._states, use.key
+        verdict = gcra(states.pop(key, 0), self._clock_ns(), use.rate, use.cost)
+        states[key] = verdict.state
+        if len(states) > self._max_keys:
+            del states[next(iter(states))]
+        return verdict
 
     async def close(self) -> None:
         """Nothing is open."""
