@@ -60,6 +60,8 @@ class MemoryRateLimitStore:
 
     def take_now(self, uses: Sequence[Use]) -> list[Verdict]:
         """The same for those who cannot wait, or need not."""
+        if len(uses) == 1:
+            return [self.take_one(uses[0])]
         states = self._states
         verdicts = decide([states.pop(use.key, 0) for use in uses], self._clock_ns(), uses)
         for use, verdict in zip(uses, verdicts, strict=True):
