@@ -23,7 +23,7 @@ from svc_infra.edge.cors import cors, is_preflight
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import BadRequestError, ConfigurationError, IdempotencyKeyMalformedError, InvalidTokenError
 from svc_infra.idempotency.key import parse_key
-from svc_infra.middleware._limiter import address
+from svc_infra.middleware._limiter import network
 from svc_infra.middleware._scope import read_headers
 from svc_infra.middleware.conditional import parse_entity_tags, parse_http_date
 from svc_infra.middleware.gcra import Rate
@@ -83,7 +83,7 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception] | None]] = {
     "access token": (TOKENS.verify, InvalidTokenError),
     "claims": (lambda text: TOKENS.verify(f"{GENUINE.partition('.')[0]}.{text}"), InvalidTokenError),
     "signature": (lambda text: TOKENS.verify(f"{GENUINE.rpartition('.')[0]}.{text}"), InvalidTokenError),
-    "address": (lambda text: address({"client": (text, 1)}), None),
+    "network": (network, None),
     "header of an answer": (lambda text: encoded([("a", text)]), None),
     "log": (redacted, None),
     "log, cut": (lambda text: shown(text, keep_end=True), None),
@@ -139,7 +139,7 @@ SAMPLES = {
     "access token": "a.b.c",
     "claims": "eyJhIjoxfQ",
     "signature": "AbC_-",
-    "address": "fe80::1%eth0",
+    "network": "fe80::1%eth0",
     "header of an answer": "a b",
     "log": "://a:b@ password='d' Bearer e",
     "log, cut": "eyJaaaa.b",

@@ -12,7 +12,8 @@ from fastapi import params
 from fastapi.requests import HTTPConnection
 
 from svc_infra.errors import ConfigurationError
-from svc_infra.middleware._limiter import LIMITED, Charge, Limited, address, charge
+from svc_infra.middleware._limiter import LIMITED, Charge, Limited, charge, network
+from svc_infra.middleware._scope import client_ip
 from svc_infra.middleware.gcra import Rate
 from svc_infra.obs.context import current
 from svc_infra.wiring import wiring_of
@@ -127,7 +128,7 @@ async def _charge(policy: RateLimitPolicy, cost: int, connection: HTTPConnection
         return charge(policy.prefix, rate, cost, route, kind, whom)
     if user := "" if policy.per == "ip" or callable(policy.per) else current().principal_id:
         return charge(policy.prefix, rate, cost, route, "user", user)
-    return charge(policy.prefix, rate, cost, route, "ip", address(connection.scope))
+    return charge(policy.prefix, rate, cost, route, "ip", network(client_ip(connection.scope)))
 
 
 async def _identify(per: str, connection: HTTPConnection) -> None:

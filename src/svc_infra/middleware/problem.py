@@ -16,7 +16,7 @@ from starlette.types import Scope, Send
 
 from svc_infra.config import Environment
 from svc_infra.errors import BadRequestError, ConfigurationError, DeadlineExceededError, SvcInfraError, error_types
-from svc_infra.middleware._scope import EDGE
+from svc_infra.middleware._scope import EDGE, AtEdge
 from svc_infra.obs.context import current
 from svc_infra.obs.redact import printable, shown, to_json
 from svc_infra.wiring import current_wiring
@@ -163,7 +163,9 @@ def _from_starlette(error: HTTPException) -> SvcInfraError:
 
 def _root_path(scope: Scope) -> str:
     """Where the app that has the pages is served; a mounted one has none of its own."""
-    return quote(scope.get(EDGE, scope.get("root_path", "")).rstrip("/"), safe=_PATH, errors="replace")
+    edge: AtEdge | None = scope.get(EDGE)
+    root_path = scope.get("root_path", "") if edge is None else edge.root_path
+    return quote(root_path.rstrip("/"), safe=_PATH, errors="replace")
 
 
 def _is_local() -> bool:

@@ -20,7 +20,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
-from svc_infra.obs.context import FACTS, current, current_facts
+from svc_infra.obs.context import FACTS, current, facts_of
 from svc_infra.obs.line_buffer import LineBuffer
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
 
@@ -35,7 +35,9 @@ _CONTROL_BUT_NEWLINE = re.compile(_CONTROL.pattern.replace(r"\x1f", r"\x09\x0b-\
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "sqlalchemy", "sqlalchemy.engine", "alembic")
 
 _root = logging.getLogger()
-_requests = logging.getLogger("svc_infra.access")
+_ACCESS = "svc_infra.access"
+_requests = logging.getLogger(_ACCESS)
+_OF_EVERY_LINE = frozenset(["time", "level", "logger", "pid", "message"])
 
 
 class Answered(NamedTuple):
@@ -50,11 +52,15 @@ class Answered(NamedTuple):
     first_byte_seconds: float | None
     client_ip: str
 
-    def described(self) -> dict[str, Any]:
-        """The line's message and fields; nothing in them is long, and no credential in the path gets out."""
+    def line(self, at: float, pid: int) -> dict[str, Any]:
+        """The line without the facts of its context; nothing in it is long, and no credential in the path gets out."""
         method, path, route, status, sent_bytes, seconds, first_byte_seconds, client_ip = self
         path = redacted(path[:MAX_PATH_CHARS])
-        described = {
+        line = {
+            "time": datetime.fromtimestamp(at, UTC),
+            "level": "INFO",
+            "logger": _ACCESS,
+            "pid": pid,
             "message": f"{method} {path} {status}",
             "method": method,
             "route": route,
@@ -65,8 +71,8 @@ class Answered(NamedTuple):
             "client_ip": client_ip,
         }
         if first_byte_seconds is not None:
-            described["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
-        return described
+            line["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
+        return line
 
 
 Entry = tuple[float, tuple[str, ...], Answered]
@@ -147,7 +153,7 @@ class LineHandler(logging.Handler):
         try:
             extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
             fields = {**extra, **getattr(record, _FIELDS, {})}
-            if record.name == _requests.name and fields.get("path") in self.drop_paths:
+            if record.name == _ACCESS and fields.get("path") in self.drop_paths:
                 return
             line: dict[str, Any] = {
                 "time": datetime.fromtimestamp(record.created, UTC),
@@ -172,7 +178,7 @@ class LineHandler(logging.Handler):
         """Write an access line."""
         if answered.path in self.drop_paths:
             return
-        entry = (time(), current_facts(), answered)
+        entry = time(), facts_of(current()), answered
         if self.as_json:
             self._buffer.put(entry)
             return
@@ -199,9 +205,11 @@ class LineHandler(logging.Handler):
         super().close()
 
     def _request_line(self, entry: Entry) -> dict[str, Any]:
-        seconds, facts, answered = entry
-        line = {**self._begun(seconds, "INFO"), **answered.described()}
-        line.update([named for named in zip(FACTS, facts) if named[1]])  # noqa: B905 - its check would cost as much
+        at, facts, answered = entry
+        line = answered.line(at, self._buffer.pid)
+        for name, fact in zip(FACTS, facts):  # noqa: B905 - its check would cost as much as a field
+            if fact:
+                line[name] = fact
         return line
 
     def _made(self, entry: Entry) -> bytes:
@@ -212,15 +220,15 @@ class LineHandler(logging.Handler):
             return b""
 
     def _made_dropped(self, count: int) -> bytes:
-        return _as_json({**self._begun(time(), "WARNING"), "message": "access_log.dropped", "dropped": count})
-
-    def _begun(self, seconds: float, level: str) -> dict[str, Any]:
-        return {
-            "time": datetime.fromtimestamp(seconds, UTC),
-            "level": level,
-            "logger": _requests.name,
+        line = {
+            "time": datetime.now(UTC),
+            "level": "WARNING",
+            "logger": _ACCESS,
             "pid": self._buffer.pid,
+            "message": "access_log.dropped",
+            "dropped": count,
         }
+        return _as_json(line)
 
     def _put(self, line: dict[str, Any]) -> None:
         sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
@@ -249,8 +257,9 @@ def log_request(answered: Answered) -> None:
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
         handlers[0].write_request(answered)
     else:
-        fields = answered.described()
-        _requests.info("%s", fields.pop("message"), extra={_FIELDS: fields})
+        line = answered.line(0.0, 0)
+        fields = {name: value for name, value in line.items() if name not in _OF_EVERY_LINE}
+        _requests.info("%s", line["message"], extra={_FIELDS: fields})
 
 
 def setup_logging(
