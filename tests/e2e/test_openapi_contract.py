@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import Depends, FastAPI, Header
+from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,9 +66,14 @@ ALSO_ACCEPTED = {
     "POST /projects/{project_id}/imports": [422],  # the file is CSV with a `title` column
     "POST /webhooks/endpoints": [422],  # which hosts may be called is known to the guard against forged requests
     "POST /orders": [422],  # a key that was sent before stands for one body
-    "PUT /documents/{number}": [400, 412, 428],  # a precondition is the client's to set, and wrong by chance
+    "GET /documents/{number}": [400, 412],  # a precondition is the client's to set, and wrong by chance
+    "PUT /documents/{number}": [400, 412, 428],
 }
 """Where valid data may be refused, because a rule cannot be said in JSON Schema."""
+
+
+ETAG = etag_of("document")
+CHANGED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Order(BaseModel):
@@ -88,17 +94,13 @@ def guarded(sql_url: str) -> FastAPI:
         return order
 
     @app.get("/documents/{number}")
-    async def read(
-        number: int, conditional: Annotated[Conditional, Depends()], if_none_match: Annotated[str, Header()] = ""
-    ) -> int:
-        conditional.check(etag=etag_of("document"))
+    async def read(number: int, conditional: Annotated[Conditional, Depends()]) -> int:
+        conditional.check(etag=ETAG, last_modified=CHANGED)
         return number
 
-    @app.put("/documents/{number}", responses={400: {}})
-    async def write(
-        number: int, conditional: Annotated[Conditional, Depends()], if_match: Annotated[str, Header()] = "*"
-    ) -> int:
-        conditional.check(etag=etag_of("document"), required=True)
+    @app.put("/documents/{number}")
+    async def write(number: int, conditional: Annotated[Conditional, Depends()]) -> int:
+        conditional.check(etag=ETAG, last_modified=CHANGED, required=True)
         return number
 
     @app.get("/limited", dependencies=[rate_limit("5/minute", per="ip")])
@@ -241,8 +243,14 @@ def test_the_tracker_answers_nobody_as_it_is_documented(sqlite_url: str, tmp_pat
 
 def test_guards_answer_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:
     with serving(guarded(sqlite_url), tmp_path) as (client, document, seen):
-        known = {"header.if-match": ['"another"']}
+        dates = ["Sun, 06 Nov 1994 08:49:37 GMT", "Fri, 01 Jan 2027 00:00:00 GMT"]
+        known = {
+            "header.If-Match": ["*", ETAG, f'"another", {ETAG}', '"another"'],
+            "header.If-None-Match": ["*", ETAG, f"W/{ETAG}", '"another"'],
+            "header.If-Modified-Since": dates,
+            "header.If-Unmodified-Since": dates,
+        }
         config = configured(tmp_path, headers={}, known=known, by_operation={})
         output = holds(client, document, config, max_examples=5 * MAX_EXAMPLES)
     assert "Selected: 4/4" in output
-    assert seen >= {200, 400, 404, 405, 412, 422, 428, 429}
+    assert seen >= {200, 304, 400, 404, 405, 412, 422, 428, 429}

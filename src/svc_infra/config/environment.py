@@ -20,7 +20,7 @@ class Environment(StrEnum):
 
     @property
     def is_trusted(self) -> bool:
-        """Whether conveniences (default secrets, migrating at start, open metrics, private addresses) are allowed here."""
+        """Whether default secrets, migrating at start, open metrics and calls to private addresses are allowed here."""
         return self in (Environment.LOCAL, Environment.TEST)
 
     @classmethod
