@@ -26,7 +26,6 @@ SvcInfraError                        500  internal_error
 ├── PayloadTooLargeError             413  payload_too_large
 ├── UriTooLongError                  414  uri_too_long
 ├── UnsupportedMediaTypeError        415  unsupported_media_type
-├── RangeNotSatisfiableError         416  range_not_satisfiable
 ├── ValidationError                  422  validation_error
 │   ├── EgressRefusedError           422  egress_refused
 │   └── IdempotencyKeyReusedError    422  idempotency_key_reused
@@ -288,14 +287,6 @@ class UnsupportedMediaTypeError(SvcInfraError):
     status = 415
     code = "unsupported_media_type"
     title = "Unsupported Media Type"
-
-
-class RangeNotSatisfiableError(SvcInfraError):
-    """What was asked for has no such part: `Content-Range` says how long it is."""
-
-    status = 416
-    code = "range_not_satisfiable"
-    title = "Range Not Satisfiable"
 
 
 class ValidationError(SvcInfraError):

@@ -11,6 +11,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
 from svc_infra import create_app
+from svc_infra.app.ranges import NO_SUCH_PART
 from tests.app.answers import is_problem
 from tests.app.conftest import settings as settings_of
 
@@ -48,7 +49,7 @@ def client(app: FastAPI) -> TestClient:
 def test_a_part_that_there_is_not_is_a_416_that_says_how_long_it_is(path: str, asked: str, client: TestClient) -> None:
     answer = client.get(path, headers={"Range": asked})
     problem = is_problem(answer, 416, "range_not_satisfiable", path)
-    assert problem["detail"] == "What was asked for has no such part: `Content-Range` says how long it is."
+    assert problem["detail"] == NO_SUCH_PART
     assert answer.headers["content-range"] == "bytes */10"
 
 

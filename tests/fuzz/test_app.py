@@ -86,6 +86,12 @@ def with_everything(sql_url: str) -> FastAPI:
     app.add_middleware(RateLimitMiddleware, "1000000/second")
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(LoggingMiddleware)
+    add_readers(app)
+    return app
+
+
+def add_readers(app: FastAPI) -> None:
+    """Give an app routes that read in every way."""
     limited = rate_limit("1000000/second", per="tenant")
 
     @app.api_route("/me", methods=["GET", "POST"], dependencies=[limited])
@@ -127,8 +133,6 @@ def with_everything(sql_url: str) -> FastAPI:
         sid: Annotated[str | None, Cookie()] = None, accept: Annotated[str | None, Header()] = None
     ) -> list[str | None]:
         return [sid, accept]
-
-    return app
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svc_infra.middleware.problem import as_problem, render
 
+NO_SUCH_PART = "What was asked for has no such part: Content-Range says how long it is."
+
 _REFUSALS = (400, 416)
 _NAME = itemgetter(0)
 
@@ -62,7 +64,8 @@ class _Answer:
         kept = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
         for of_the_text in ("content-type", "content-length"):
             kept.pop(of_the_text, None)
-        problem = as_problem(HTTPException(start["status"], text.decode(errors="replace") or None, headers=kept))
+        detail = text.decode(errors="replace") or NO_SUCH_PART
+        problem = as_problem(HTTPException(start["status"], detail, headers=kept))
         status, headers, body = render(problem, scope=self._scope, expose=False, cause=None)
         headers.append((b"content-length", str(len(body)).encode()))
         return {**start, "status": status, "headers": headers}, {"type": "http.response.body", "body": body}
