@@ -25,6 +25,7 @@ from typing import Any
 import uvicorn
 
 from svc_infra.config import Environment
+from svc_infra.edge.protocol import bound
 from svc_infra.obs.logging import logger
 from svc_infra.wiring import Phase, Wiring
 
@@ -54,6 +55,8 @@ class Shutdown:
         if threading.current_thread() is not threading.main_thread() or not callable(before):
             yield
             return
+        if isinstance(server := getattr(before, "__self__", None), uvicorn.Server):
+            bound(server.config, self._wiring.settings.edge)
         loop = asyncio.get_running_loop()
 
         def handle(number: int, frame: FrameType | None) -> None:
