@@ -15,9 +15,9 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import lru_cache
 from itertools import islice
-from operator import itemgetter
 from typing import Any, Never
 
 import orjson
@@ -30,64 +30,67 @@ from svc_infra.errors import BadRequestError, UnsupportedMediaTypeError, Validat
 MAX_NESTING = 100
 """The most arrays and objects inside of one another; pydantic writes 255, and RFC 8259, section 9, allows a limit."""
 
+Check = Callable[[bytes], None]
+"""Raises an `HTTPException` where a body is not in order."""
+
 _CHARSET = re.compile(r';\s*charset="?([^\s;"]+)"?\s*(?:;|$)', re.IGNORECASE)
 _HALF_PAIR = "\ud800"
-_NAME = itemgetter(0)
 
 
 class Bodies:
-    """Refuses such bodies; stands right around the routes, so that middleware may have unpacked them before.
+    """Refuses such bodies.
 
     A body passes through part by part. Where it is JSON, the parts are kept until the last one has come, which is
     passed on only when the whole is in order. orjson finds that out in a quarter of the time of Python's reader.
 
     Args:
-        app: The routes.
+        app: What may read them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+        self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Let the app read a checked body; no coroutine of its own, which every request would pay for."""
-        if scope["type"] == "http" and b"content-type" in map(_NAME, scope["headers"]):
-            body = _Body(scope, receive, send)
-            receive, send = body.receive, body.send
-        return self.app(scope, receive, send)
+        """Let the app read a checked body."""
+        for name, value in scope["headers"]:
+            if name == b"content-type":  # of several, frameworks read the first
+                check = _check_of(value)
+                if check is not None:
+                    body = _Body(check, receive, send)
+                    return self._app(scope, body.receive, body.send)
+                break
+        return self._app(scope, receive, send)
 
 
 class _Body:
     """One request's body while it is read."""
 
-    __slots__ = ("_answered", "_begun", "_parts", "_receive", "_scope", "_send")
+    __slots__ = ("_answered", "_check", "_parts", "_receive", "_send")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope = scope
+    def __init__(self, check: Check, receive: Receive, send: Send) -> None:
+        self._check: Check | None = check
         self._receive = receive
         self._send = send
         self._answered = False  # whoever reads then only waits for the client to go away
-        self._begun = False
-        self._parts: list[bytes] | None = None
+        self._parts: list[bytes] = []
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if not self._begun:
-            self._begin()
-        if self._parts is not None and not self._answered and message["type"] == "http.request":
+        if self._check is not None and not self._answered and message["type"] == "http.request":
             self._parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                body, self._parts = b"".join(self._parts), None
-                if body:
-                    await self._check(body)
+                check, self._check = self._check, None
+                await self._insist(check, b"".join(self._parts))
+                self._parts.clear()
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
         self._answered = True
         return self._send(message)
 
-    async def _check(self, body: bytes) -> None:
+    async def _insist(self, check: Check, body: bytes) -> None:
         try:
-            check_json(body)
+            check(body)
         except HTTPException:
             # Where the handler has not read it, the response does, to learn when the client goes away, beside the task
             # that begins the answer: that one comes first, and then there is nothing more to refuse.
@@ -95,15 +98,17 @@ class _Body:
             if not self._answered:
                 raise
 
-    def _begin(self) -> None:
-        self._begun = True
-        content_type: bytes = next(value for name, value in self._scope["headers"] if name == b"content-type")
-        essence, _, parameters = content_type.lower().partition(b";")
-        kind, _, subtype = essence.strip().partition(b"/")
-        if kind == b"application" and (subtype == b"json" or subtype.endswith(b"+json")):
-            self._parts = []
-        elif kind == b"multipart" and b"charset" in parameters:
-            _check_charset(content_type.decode("latin-1"))
+
+@lru_cache(maxsize=256)
+def _check_of(content_type: bytes) -> Check | None:
+    """What a body of this type must pass."""
+    essence, _, parameters = content_type.lower().partition(b";")
+    kind, _, subtype = essence.strip().partition(b"/")
+    if kind == b"application" and (subtype == b"json" or subtype.endswith(b"+json")):
+        return check_json
+    if kind == b"multipart" and b"charset" in parameters and not _is_of_characters(content_type.decode("latin-1")):
+        return _refuse_charset
+    return None
 
 
 def check_json(body: bytes) -> None:
@@ -116,6 +121,8 @@ def check_json(body: bytes) -> None:
         HTTPException: 400, it is no JSON or nests deeper than `MAX_NESTING`; 422, values of it cannot be passed on.
             Starlette's class, because frameworks take any other error while they read for an unreadable body.
     """
+    if not body:  # whether there must be one is for others to say
+        return
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -187,17 +194,22 @@ def _check_nesting(value: Any) -> None:
     raise _too_deep()
 
 
-def _check_charset(content_type: str) -> None:
-    """Refuse a form whose texts would be read with something that is no encoding of characters, such as UTF-7.
+def _is_of_characters(content_type: str) -> bool:
+    """Whether the texts of a form are in an encoding of characters, which UTF-7 and escapes are not.
 
     RFC 7578 knows no such parameter, but Starlette reads the texts by it.
     """
     named = _CHARSET.findall(content_type)
-    if len(named) == content_type.lower().count("charset") == 1:
-        try:
-            _HALF_PAIR.encode(named[0])
-        except (UnicodeError, LookupError):  # as it should be; one that nobody knows is not used
-            return
+    if not len(named) == content_type.lower().count("charset") == 1:
+        return False
+    try:
+        _HALF_PAIR.encode(named[0])
+    except (UnicodeError, LookupError):  # as it should be; one that nobody knows is not used
+        return True
+    return False
+
+
+def _refuse_charset(body: bytes) -> Never:
     raise _refused(UnsupportedMediaTypeError("Send the form in UTF-8, and without a `charset` in its Content-Type."))
 
 

@@ -7,7 +7,6 @@ asked any more. So their answer is held back until its text is known, and anothe
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from operator import itemgetter
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,26 +16,23 @@ from svc_infra.middleware.problem import as_problem, render
 NO_SUCH_PART = "What was asked for has no such part: Content-Range says how long it is."
 
 _REFUSALS = (400, 416)
-_NAME = itemgetter(0)
 
 
 class Ranges:
-    """Answers a request for a range that cannot be given with a problem; stands right around the routes.
+    """Answers a request for a range that cannot be given with a problem.
 
     Only a short text in answer to a request with `Range` is replaced; its headers, such as `Content-Range`, are kept.
 
     Args:
-        app: The routes.
+        app: What may answer it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+        self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Pass a request on; no coroutine of its own, which every request would pay for."""
-        if scope["type"] == "http" and b"range" in map(_NAME, scope["headers"]):
-            send = _Answer(scope, send).send
-        return self.app(scope, receive, send)
+        """Let the app answer a request for a range."""
+        return self._app(scope, receive, _Answer(scope, send).send)
 
 
 class _Answer:

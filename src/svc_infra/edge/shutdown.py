@@ -25,7 +25,6 @@ from typing import Any
 import uvicorn
 
 from svc_infra.config import Environment
-from svc_infra.edge.protocol import bound
 from svc_infra.obs.logging import logger
 from svc_infra.wiring import Phase, Wiring
 
@@ -56,6 +55,8 @@ class Shutdown:
             yield
             return
         if isinstance(server := getattr(before, "__self__", None), uvicorn.Server):
+            from svc_infra.edge.protocol import bound  # only such a server has loaded what it builds on
+
             bound(server.config, self._wiring.settings.edge)
         loop = asyncio.get_running_loop()
 
