@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from uuid import uuid4
 import aiosqlite
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from svc_infra.db.errors import translated
@@ -23,6 +26,7 @@ _PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     f"PRAGMA journal_size_limit={64 * 1024 * 1024}",  # bytes of the log that are kept after it was written back
 )
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def engines(
@@ -40,6 +44,7 @@ def engines(
         _make_folder(Path(str(url.database)))
     options: dict[str, Any] = {
         "connect_args": {"timeout": busy_timeout_seconds, "isolation_level": None, "async_creator_fn": _opened},
+        "json_serializer": _written,
         "pool_timeout": pool_timeout,
         "poolclass": MeasuredPool,
         "pool_reset_on_return": None,
@@ -72,6 +77,14 @@ async def _opened(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
     except BaseException:
         await asyncio.to_thread(connection._thread.join)  # it still reports to this event loop, which may end now
         raise
+
+
+def _written(value: object) -> str:
+    """A value as JSON that PostgreSQL's `jsonb` would take too."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)  # half a character fails on its way to the driver
+    if "\\u0000" in text and _ESCAPED_NUL.search(text):
+        raise ValueError("A text holds the character NUL.")
+    return text
 
 
 def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> None:
@@ -111,6 +124,14 @@ def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
         error = context.original_exception
         if isinstance(error, OverflowError | UnicodeError):  # Python's own: the value never got to the driver
             raise ValidationError("A value has the wrong form or is out of range.") from error
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        # SQLite would store it, and the same request would fail on PostgreSQL, whose texts cannot hold it.
+        for row in parameters if many else (parameters,):
+            for value in row.values() if isinstance(row, dict) else row:
+                if isinstance(value, str) and "\0" in value:
+                    raise StatementError("NUL", None, None, ValueError("A text holds the character NUL."))
 
     @event.listens_for(engine.sync_engine, "invalidate")
     def given_up(dbapi_connection: Any, record: Any, error: BaseException | None) -> None:

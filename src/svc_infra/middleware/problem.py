@@ -33,6 +33,8 @@ _TRANSLATED_BY = {
 _OF_STATUS = {
     kind.status: kind for kind in reversed(list(error_types())) if kind.__module__ == SvcInfraError.__module__
 }
+_RENAMED = {416: "Range Not Satisfiable"}
+"""Phrases of RFC 9110 that Python calls so from 3.13 on; where a status has a class, that has its title."""
 _PATH = "/%:@!$&'()*+,;=~"
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x1f\x7f]+")
 
@@ -144,8 +146,9 @@ def encoded(headers: Iterable[tuple[str, str]]) -> Headers:
 
 def _from_starlette(error: HTTPException) -> SvcInfraError:
     status = error.status_code
-    phrase = next((known.phrase for known in HTTPStatus if known == status), f"Status {status}")
-    detail = error.detail if isinstance(error.detail, str) and error.detail != phrase else None
+    pythons = next((known.phrase for known in HTTPStatus if known == status), f"Status {status}")
+    detail = error.detail if isinstance(error.detail, str) and error.detail != pythons else None
+    phrase = _RENAMED.get(status, pythons)
     if status in _OF_STATUS:
         problem = _OF_STATUS[status](detail)
     else:

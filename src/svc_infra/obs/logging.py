@@ -275,7 +275,7 @@ def setup_logging(
 
     Args:
         level: The least level that is written; `LOG_LEVEL` when left out.
-        fmt: `json`, `plain`, or `auto`: JSON in prod and test; `LOG_FORMAT` when left out.
+        fmt: `json`, `plain`, or `auto`: JSON everywhere but in local; `LOG_FORMAT` when left out.
         drop_paths: Requests to these paths write no access line; `LOG_DROP_PATHS` when left out.
         settings: Where what is left out is looked up; the environment when left out.
 
@@ -287,7 +287,7 @@ def setup_logging(
     if fmt not in ("auto", "json", "plain"):
         raise ConfigurationError(f"The log format is {fmt!r}: use auto, json or plain.")
     if fmt == "auto":
-        fmt = "json" if settings.environment in (Environment.PROD, Environment.TEST) else "plain"
+        fmt = "plain" if settings.environment is Environment.LOCAL else "json"
     if drop_paths is None:
         drop_paths = settings.log.dropped
     root = logging.getLogger()

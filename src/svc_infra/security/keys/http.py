@@ -88,7 +88,7 @@ def api_keys_router(prefix: str) -> APIRouter:
     """The routes of keys."""
     router = APIRouter(prefix=prefix, tags=["auth"])
 
-    @router.post("", status_code=201)
+    @router.post("", status_code=201, responses={404: {}})
     async def create_key(
         body: KeyIn, request: Request, response: Response, user: LoggedIn, session: DbSession
     ) -> NewKeyOut:
@@ -102,7 +102,7 @@ def api_keys_router(prefix: str) -> APIRouter:
         )
         return _shown(await shared(request, ApiKeys).create(session, user, wanted), response)
 
-    @router.get("")
+    @router.get("", responses={404: {}})
     async def list_keys(
         request: Request, user: LoggedIn, session: ReadSession, organization_id: UUID | None = None
     ) -> list[KeyOut]:
@@ -119,7 +119,7 @@ def api_keys_router(prefix: str) -> APIRouter:
         """End a key that was found where it should not be. The answer is the same for one that is none."""
         await shared(request, ApiKeys).revoke_leaked(body.key.get_secret_value())
 
-    @router.post("/{key_id}/rotate", status_code=201)
+    @router.post("/{key_id:uuid}/rotate", status_code=201)
     async def rotate_key(
         key_id: UUID, request: Request, response: Response, user: LoggedIn, session: DbSession,
         body: RotateIn | None = None,
@@ -129,7 +129,7 @@ def api_keys_router(prefix: str) -> APIRouter:
         row = await keys.managed(session, user, key_id)
         return _shown(await keys.rotate(session, user, row, overlap_seconds=overlap), response)
 
-    @router.delete("/{key_id}", status_code=204)
+    @router.delete("/{key_id:uuid}", status_code=204)
     async def revoke_key(key_id: UUID, request: Request, user: LoggedIn, session: DbSession) -> None:
         """End a key."""
         keys = shared(request, ApiKeys)

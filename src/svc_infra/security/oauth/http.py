@@ -69,7 +69,7 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         """The names of the providers that one can log in with."""
         return shared(request, OAuthLogin).providers
 
-    @router.get("/authorize", response_model=Started, responses={303: {"description": "To the provider."}})
+    @router.get("/authorize", response_model=Started, responses={303: {"description": "To the provider."}, 404: {}})
     async def authorize(
         request: Request,
         provider: Provider,
@@ -117,12 +117,12 @@ def _add_identities(router: APIRouter, prefix: str) -> None:
         """Who the account is elsewhere."""
         return [Linked.model_validate(one) for one in await _identities(request).list(session, user.id)]
 
-    @router.post("/identities", response_model=Started)
+    @router.post("/identities", response_model=Started, responses={404: {}})
     async def link(body: LinkBody, request: Request, user: Identity, session: ReadSession) -> Response:
         """Begin to link an identity to the account that is logged in; the login must be a fresh one."""
         if user.session_id is None:
             raise ForbiddenError("Only a login can do this.")
-        await _identities(request).fresh_owner(session, user.id, user.session_id)
+        await _identities(request).fresh_owner(session, user.id, user.session_id, lock=False)
         begun = await shared(request, OAuthLogin).begin(
             body.provider,
             redirect_uri=_redirect_uri(request, prefix),

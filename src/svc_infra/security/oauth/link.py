@@ -115,14 +115,22 @@ class OAuthIdentities:
             self._refresh(identity, proven)
             return identity
 
-    async def fresh_owner(self, session: AsyncSession, user_id: UUID, session_id: UUID | None) -> HasAccount:
-        """The account, locked for this unit of work, if its owner has logged in a moment ago.
+    async def fresh_owner(
+        self, session: AsyncSession, user_id: UUID, session_id: UUID | None, *, lock: bool = True
+    ) -> HasAccount:
+        """The account, if its owner has logged in a moment ago.
+
+        Args:
+            session: The unit of work; one that may write, if the account is locked for it.
+            user_id: The account.
+            session_id: The login.
+            lock: Let nobody else change the account in this unit of work.
 
         Raises:
             UnauthorizedError: The login is older than `FRESH_SECONDS`.
         """
         login = await session.get(Session, session_id) if session_id is not None else None
-        user = await session.get(self._user, user_id, with_for_update=True)
+        user = await session.get(self._user, user_id, with_for_update=lock)
         since = self._clock.now() - timedelta(seconds=FRESH_SECONDS)
         if user is None or login is None or login.user_id != user_id or login.created_at < since:
             raise UnauthorizedError("This changes how one can log in: log in again first.")
