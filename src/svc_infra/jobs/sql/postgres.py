@@ -206,7 +206,7 @@ class PostgresJobs:
                 found = await self._steps.claim(worker_id, self.now, lease, lanes)
                 self._learn(found, shares, weights)
                 started += found
-        started.sort(key=lambda one: (one[1], one[0].id))
+        started.sort(key=_place)
         return [job for job, _ in started]
 
     def _learn(
@@ -214,10 +214,14 @@ class PostgresJobs:
     ) -> None:
         """From what was found: where nothing is left, and where the next scan begins."""
         starts: dict[str, int] = {}
-        for job, rank in started:
-            lane = Lane(job.queue, job.tenant, "")
-            self._lanes[lane] = max((rank, job.id), self._lanes.get(lane, (rank, job.id)))
+        last: dict[tuple[str, str], tuple[Job, int]] = {}
+        for one in sorted(started, key=_place):
+            job = one[0]
+            last[job.queue, job.tenant] = one
             starts[job.tenant] = starts.get(job.tenant, 0) + 1
+        for (queue, tenant), one in last.items():
+            lane, place = Lane(queue, tenant, ""), _place(one)
+            self._lanes[lane] = max(place, self._lanes.get(lane, place))
         drained = {tenant for tenant, share in shares.items() if starts.get(tenant, 0) < share}
         self._turns.took({lane.tenant for lane in self._lanes}, starts, weights)
         self._lanes = {lane: floor for lane, floor in self._lanes.items() if lane.tenant not in drained}
@@ -332,3 +336,7 @@ class PostgresJobs:
                     self.comes(timedelta(seconds=int(due) / 1e6 - self._time().timestamp()))
             case _:
                 self.changed()
+
+
+def _place(started: tuple[Job, int]) -> Place:
+    return started[1], started[0].id
