@@ -89,6 +89,8 @@ _NOTIFY = f"""
 SELECT pg_notify('{CHANNEL}', payload), set_config('synchronous_commit', 'off', true) FROM unnest($1::text[]) payload
 """  # noqa: S608
 
+# Both scans begin some time back and not at the first entry of their index: what lies before is dead, but PostgreSQL may
+# have to keep it for the sake of an old transaction.
 _SWEEP = f"""
 WITH ended AS (
     SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
@@ -98,6 +100,7 @@ WITH ended AS (
 ), due AS (
     SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
         SELECT id FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue AND available_at <= {_NOW}
+            AND available_at > {_NOW} - $3::interval
         ORDER BY available_at LIMIT {SWEEP_LIMIT_JOBS} FOR UPDATE SKIP LOCKED) h
 )
 UPDATE svc_jobs SET
@@ -114,7 +117,8 @@ RETURNING queue, tenant, limit_key, rank, state = 'ready' AS ready
 
 _NEXT = f"""
 SELECT {_NOW} AS now, (SELECT min(h.available_at) FROM unnest($2::text[]) q(queue), LATERAL (
-    SELECT available_at FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue ORDER BY available_at LIMIT 1) h)
+    SELECT available_at FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue AND available_at > {_NOW}
+    ORDER BY available_at LIMIT 1) h)
     AS due
 """  # noqa: S608
 
