@@ -29,11 +29,14 @@ class Starts:
     def __init__(self) -> None:
         self.flood_left = 0
         self.waited: list[float] = []
+        self.drained = asyncio.Event()
 
     def began(self, tenant: str, stored_at: float, *, flooded: bool) -> None:
         """Note a start; with `flooded` only while jobs of the flood are left."""
         if tenant == "flood":
             self.flood_left -= 1
+            if self.flood_left == 0:
+                self.drained.set()
         elif self.flood_left > 0 or not flooded:
             self.waited.append(time.perf_counter() - stored_at)
 
@@ -54,7 +57,9 @@ def main() -> None:
         }
         for backend, url in urls.items():
             rows.append(uvloop.run(_measure(backend, url, given.flood, given.seconds)))
-    table(f"{TENANTS} tenants at 1/s beside one that stored {given.flood:,} jobs: storing to starting, milliseconds", rows)
+    table(
+        f"{TENANTS} tenants at 1/s beside one that stored {given.flood:,} jobs: storing to starting, milliseconds", rows
+    )
     write("jobs_fairness", rows, ("sqlalchemy", "aiosqlite", "asyncpg", "redis", "svc-infra"))
 
 
@@ -86,10 +91,12 @@ async def _run(queue: JobQueue, flood: int, seconds: float) -> list[float]:
     running = asyncio.create_task(worker.run())
     await asyncio.sleep(1.0)
     until = time.perf_counter() + seconds
-    quiet = [asyncio.create_task(_quiet(queue, f"tenant-{number}", number / TENANTS, until)) for number in range(TENANTS)]
+    quiet = [
+        asyncio.create_task(_quiet(queue, f"tenant-{number}", number / TENANTS, until)) for number in range(TENANTS)
+    ]
     await asyncio.gather(*quiet)
-    while starts.flood_left > 0:
-        await asyncio.sleep(0.1)
+    if flood:
+        await starts.drained.wait()
     worker.stop()
     await running
     return sorted(starts.waited)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
-
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS
@@ -18,7 +16,7 @@ from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
-from svc_infra.jobs.sql.postgres_steps import CHANNEL, PostgresSteps
+from svc_infra.jobs.sql.postgres_steps import CHANNEL, CLAIMS, ENDS, PostgresSteps
 from svc_infra.obs import metrics
 from svc_infra.types import Clock, SystemClock
 
@@ -65,7 +63,6 @@ class PostgresJobs:
 
     def __init__(self, db: AsyncDatabase, *, clock: Clock | None, max_crashes: int) -> None:
         self._steps = PostgresSteps(db)
-        self._db = db
         self._clock = clock
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
@@ -281,6 +278,7 @@ class PostgresJobs:
             if looks:
                 for lane, place in (await self._waiting_lanes()).items():
                     self._lower(self._told, lane, place)
+            await self._steps.connections.keep(ENDS)
         except SvcInfraError as error:  # claims meet the same outage, and tell the worker
             _log.warning("jobs.look_failed", exc_info=error)
 
@@ -344,15 +342,12 @@ class PostgresJobs:
     async def _listen(self) -> bool:
         self._listen_not_before = self._loop_time() + LISTEN_AGAIN_SECONDS
         try:
-            async with self._steps.connection(kept=True) as driver:
-                await driver.add_listener(CHANNEL, self._heard)
-                driver.add_termination_listener(self._deaf)
+            connections = self._steps.connections
+            self._listener = await connections.listen(CLAIMS, CHANNEL, self._heard, self._deaf)
+            await connections.keep(ENDS)
         except (SvcInfraError, OSError, TimeoutError) as error:
             _log.warning("jobs.listen_failed", exc_info=error)
-            return False
-        self._listener = driver
-        event.listen(self._db.engine.sync_engine, "engine_disposed", lambda engine: driver.terminate(), once=True)
-        return True
+        return self._listener is not None
 
     def _deaf(self, driver: Any) -> None:
         self._listener = None

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.util import greenlet_spawn
-
-from svc_infra._optional import need
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.errors import translated
-from svc_infra.errors import UnavailableError
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
 from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, queue_key
 from svc_infra.jobs.job import AGEING_SECONDS, FORMAT_VERSION, SHARED_FIELDS, Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
+from svc_infra.jobs.sql.connections import PostgresConnections
 from svc_infra.jobs.sql.models import JOB_COLUMNS, info_of, job_of
 
 if TYPE_CHECKING:
@@ -30,6 +24,9 @@ CHANNEL = "svc_jobs"
 
 _PRIORITY = f"{round(AGEING_SECONDS * 1e6)}::bigint"
 """What a point of priority takes from a rank."""
+CLAIMS, ENDS = "claims", "ends"
+"""What a process that listens keeps connections for."""
+
 _shared = attrgetter(*SHARED_FIELDS)
 _NOW = "coalesce($1::timestamptz, statement_timestamp())"
 _JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
@@ -89,8 +86,8 @@ _NOTIFY = f"""
 SELECT pg_notify('{CHANNEL}', payload), set_config('synchronous_commit', 'off', true) FROM unnest($1::text[]) payload
 """  # noqa: S608
 
-# Both scans begin some time back and not at the first entry of their index: what lies before is dead, but PostgreSQL may
-# have to keep it for the sake of an old transaction.
+# Both scans begin some time back and not at the first entry of their index: what lies before is dead, but PostgreSQL
+# may have to keep it for the sake of an old transaction.
 _SWEEP = f"""
 WITH ended AS (
     SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
@@ -151,8 +148,8 @@ _UNLIMITED = f"""(
         WHERE g.limit_key = '' AND NOT EXISTS (SELECT FROM svc_job_queues c
             WHERE c.name = g.queue AND (c.paused OR c.concurrency IS NOT NULL OR c.rate IS NOT NULL))
         OFFSET 0)"""  # noqa: S608
-# An array of ids keeps the planner on the primary key, however many rows it expects. A claim does not wait for the disk:
-# a server that crashes at that moment has at worst forgotten that an attempt began, and refuses what that one stores.
+# An array of ids keeps the planner on the primary key, however many rows it expects. A claim does not wait for the
+# disk: a server that crashes then has at worst forgotten that an attempt began, and refuses what that one stores.
 _CLAIM = f"""
 WITH heads AS MATERIALIZED (
     SELECT h.id, l.take, row_number() OVER (PARTITION BY l.tenant ORDER BY h.rank, h.id) AS place
@@ -192,45 +189,11 @@ class PostgresSteps:
     """Runs these steps, each in a transaction of its own unless it is given a unit of work.
 
     Args:
-        db: The database, whose pool the connections come from.
+        db: The database.
     """
 
     def __init__(self, db: AsyncDatabase) -> None:
-        self._db = db
-        asyncpg = need("asyncpg")
-        own = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-        self._errors: tuple[type[Exception], ...] = (*own, SQLAlchemyError, OSError)
-
-    async def fetch(self, statement: str, *values: Any) -> list[Any]:
-        """Run one statement, which is a transaction: no round trips for BEGIN and COMMIT."""
-        async with self.connection() as driver:
-            return list(await driver.fetch(statement, *values))
-
-    @asynccontextmanager
-    async def connection(self, *, kept: bool = False) -> AsyncIterator[Any]:
-        """A connection of asyncpg, from the pool; one whose user was cancelled or failed is not used again.
-
-        Args:
-            kept: It stays open after the block, and out of the pool.
-        """
-        driver: Any = None
-        try:
-            pooled = await self._db.engine.raw_connection()
-            driver = pooled.driver_connection
-            try:
-                yield driver
-                if kept:
-                    pooled.detach()
-            except BaseException:
-                await greenlet_spawn(pooled.invalidate)
-                raise
-            finally:
-                if not kept:
-                    await greenlet_spawn(pooled.close)
-        except self._errors as error:
-            if driver is not None and driver.is_closed():
-                raise UnavailableError("The connection to the database was lost.", retry_after_seconds=1) from error
-            raise translated(error) from error
+        self.connections = PostgresConnections(db)
 
     async def insert(self, jobs: Sequence[NewJob], now: datetime | None, session: AsyncSession | None) -> list[Any]:
         """Store jobs whose ids and unique keys are free; what was stored, as lanes."""
@@ -239,36 +202,37 @@ class PostgresSteps:
         else:
             statement, values = _INSERT, _arrays(jobs)
         if session is None:
-            return await self.fetch(statement, now, *values)
+            return await self.connections.fetch(statement, now, *values)
         return list(await (await session.connection()).exec_driver_sql(statement, (now, *values)))
 
     async def notify(self, payloads: Sequence[str]) -> None:
         """Tell every process that listens."""
-        await self.fetch(_NOTIFY, payloads)
+        await self.connections.fetch(_NOTIFY, payloads)
 
     async def sweep(
         self, queues: Sequence[str], now: datetime | None, back: timedelta, max_crashes: int
     ) -> tuple[list[Any], Any]:
         """Put back what is due and whose lease ended; the lanes of those, the time, and when the next is due."""
-        async with self.connection() as driver:
+        async with self.connections.by_index() as driver:
             moved = list(await driver.fetch(_SWEEP, now, queues, back, max_crashes))
             return moved, await driver.fetchrow(_NEXT, now, queues)
 
     async def lanes(self, queues: Sequence[str], after: str | None, limit: int) -> list[Any]:
         """The lanes in which jobs wait, and the place of each lane's first."""
-        return await self.fetch(
-            _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''"), queues, after or "", limit
-        )
+        statement = _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''")
+        async with self.connections.by_index() as driver:
+            return list(await driver.fetch(statement, queues, after or "", limit))
 
     async def configured(self, queues: Sequence[str]) -> dict[str, QueueInfo]:
         """The queues among these that are paused or configured."""
-        return {row["name"]: info_of(row) for row in await self.fetch(_CONFIGURED, queues)}
+        return {row["name"]: info_of(row) for row in await self.connections.fetch(_CONFIGURED, queues)}
 
     async def claim(
         self, claimant: str, now: datetime | None, lease: timedelta, lanes: Sequence[tuple[Any, ...]]
     ) -> list[tuple[Job, int]]:
         """Start jobs of lanes without limits: so many of each tenant as its lanes' `take` says. With their ranks."""
-        rows = await self.fetch(_CLAIM, now, claimant, lease, token_hex(8), *map(list, zip(*lanes, strict=True)))
+        arrays = map(list, zip(*lanes, strict=True))
+        rows = await self.connections.fetch_kept(CLAIMS, _CLAIM, now, claimant, lease, token_hex(8), *arrays)
         return [(job_of(row), row["rank"]) for row in rows]
 
     async def claim_limited(
@@ -283,7 +247,7 @@ class PostgresSteps:
     ) -> list[tuple[Job, int]]:
         """Start jobs as far as limits allow, which are locked from the look at them to the commit."""
         queues = sorted({lane[0] for lane in lanes})
-        async with self.connection() as driver, driver.transaction():
+        async with self.connections.by_index() as driver:
             configured = {row["name"]: info_of(row) for row in await driver.fetch(_CONFIGURED, queues)}
             limited = [name for name, info in configured.items() if info.is_limited]
             keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
@@ -306,14 +270,10 @@ class PostgresSteps:
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]], now: datetime | None) -> set[str]:
         """Finish these jobs; the ids of those that were held."""
+        ids, tokens = [job.id for job, _ in results], [job.token for job, _ in results]
         texts = [result for _, result in results]
-        returned = None if texts.count(None) == len(texts) else texts  # a NULL for each, too
-        return {
-            row[0]
-            for row in await self.fetch(
-                _ACK, now, [job.id for job, _ in results], [job.token for job, _ in results], returned
-            )
-        }
+        returned = None if texts.count(None) == len(texts) else texts  # makes a NULL for each, too
+        return {row[0] for row in await self.connections.fetch_kept(ENDS, _ACK, now, ids, tokens, returned)}
 
 
 def _are_alike(jobs: Sequence[NewJob]) -> bool:
