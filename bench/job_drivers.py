@@ -270,14 +270,17 @@ class PgQueuer(Driver):
     flushes = True
 
     async def open(self) -> None:
-        import asyncpg
-        from pgqueuer.db import AsyncpgDriver
         from pgqueuer.queries import Queries
 
-        self.driver: Any = AsyncpgDriver(await asyncpg.connect(self.url))
-        self.queries: Any = Queries(self.driver)
+        self.queries: Any = Queries(await self.connected())
         if not await self.queries.has_table("pgqueuer"):
             await self.queries.install()
+
+    async def connected(self) -> Any:
+        import asyncpg
+        from pgqueuer.db import AsyncpgDriver
+
+        return AsyncpgDriver(await asyncpg.connect(self.url))
 
     async def enqueue(self, value: float) -> None:
         await self.queries.enqueue("nothing", b"%r" % value)
@@ -298,6 +301,14 @@ class PgQueuer(Driver):
         await done.wait()
         manager.shutdown.set()
         await running  # it flushes its completions when it stops
+
+
+class PgQueuerPool(PgQueuer):
+    async def connected(self) -> Any:
+        import asyncpg
+        from pgqueuer.db import AsyncpgPoolDriver
+
+        return AsyncpgPoolDriver(await asyncpg.create_pool(self.url, min_size=4, max_size=20))
 
 
 class Procrastinate(Driver):
@@ -344,5 +355,6 @@ DRIVERS: dict[str, type[Driver]] = {
     "rq": Rq,
     "svc-infra postgres": OurSql,
     "pgqueuer": PgQueuer,
+    "pgqueuer pool": PgQueuerPool,
     "procrastinate": Procrastinate,
 }

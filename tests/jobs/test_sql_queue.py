@@ -19,6 +19,9 @@ from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
 from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState
 from svc_infra.jobs.queue import Completion
+from svc_infra.jobs.sql.connections import PostgresConnections
+from svc_infra.jobs.sql.postgres import PostgresJobs
+from svc_infra.jobs.sql.postgres_steps import CLAIMS, ENDS
 from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 
@@ -104,6 +107,53 @@ async def test_postgres_never_reads_the_whole_table_to_work(postgres_url: str, p
         await queue.purge(older_than_seconds=3600)
     assert await whole_reads() == before
     await db.dispose()
+
+
+async def test_postgres_goes_on_by_index_when_a_table_that_was_small_grows(postgres_db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(postgres_db)
+    assert isinstance(queue._jobs, PostgresJobs)
+    connections = queue._jobs._steps.connections
+    await queue.reserve(worker_id="w")
+    await queue.wait(0.001)  # listens, and keeps connections
+
+    async def whole_reads() -> int:
+        for purpose in (CLAIMS, ENDS):
+            await connections.fetch_kept(purpose, "SELECT pg_stat_force_next_flush()")
+        (row,) = await execute(postgres_db, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'svc_jobs'")
+        return int(row.seq_scan)
+
+    await queue.enqueue_many([JobRequest(name="a", queue="other") for _ in range(10)])
+    await execute(postgres_db, "ANALYZE svc_jobs")  # one page, which is read soonest
+    before = await whole_reads()
+    for _ in range(10):  # more often than PostgreSQL tries a plan before it keeps one for good
+        await queue.enqueue("a")
+        (job,) = await queue.reserve(worker_id="w", limit=10)
+        await queue.ack(job)
+    assert await whole_reads() == before
+
+
+async def test_a_kept_connection_that_fails_or_is_cancelled_is_not_used_again(postgres_db: AsyncDatabase) -> None:
+    connections = PostgresConnections(postgres_db)
+    await connections.keep(ENDS)
+    pid = "SELECT pg_backend_pid() AS pid"
+    first = (await connections.fetch_kept(ENDS, pid))[0]["pid"]
+    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] == first
+    with pytest.raises(SvcInfraError):
+        await connections.fetch_kept(ENDS, "SELECT 1 / 0")
+    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] != first  # of the pool
+    await connections.keep(ENDS)
+    second = (await connections.fetch_kept(ENDS, pid))[0]["pid"]
+    sleeping = asyncio.create_task(connections.fetch_kept(ENDS, "SELECT pg_sleep(60)"))
+    async with asyncio.timeout(10):
+        while not await execute(postgres_db, "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"):
+            await asyncio.sleep(0.01)
+    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] != second  # busy: of the pool
+    sleeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleeping
+    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] != second
+    await connections.keep(ENDS)
+    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] not in (first, second)
 
 
 async def test_a_damaged_job_goes_to_the_dead_letter_and_keeps_nobody_up(db: AsyncDatabase) -> None:
@@ -310,9 +360,9 @@ async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_ope
     db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
     queue = SqlJobQueue(db)
 
-    async def index_entries_read() -> int:
+    async def index_entries_read(index: str = "ix_svc_jobs_ready") -> int:
         await execute(db, "SELECT pg_stat_force_next_flush()")
-        found = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'ix_svc_jobs_ready'"
+        found = f"SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = '{index}'"
         return int((await execute(db, found))[0][0])
 
     await queue.enqueue_many([JobRequest(name="a") for _ in range(2000)])
@@ -321,11 +371,17 @@ async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_ope
     async with postgres_db.session() as old:
         await old.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         await old.execute(text("SELECT count(*) FROM svc_jobs"))
-        for _ in range(19):
+        for _ in range(18):
             await queue.ack_many([Completion(job) for job in await queue.reserve(worker_id="w", limit=100)])
         before = await index_entries_read()
-        assert len(await queue.reserve(worker_id="w", limit=50)) == 50
+        jobs = await queue.reserve(worker_id="w", limit=50)
+        assert len(jobs) == 50
         assert await index_entries_read() - before < 200
+        before = await index_entries_read("ix_svc_jobs_running")
+        await queue.heartbeat(jobs)
+        assert await queue.ack_many([Completion(job) for job in jobs[:25]]) == set()
+        assert await queue.ack_many([Completion(job, "done") for job in jobs[25:]]) == set()
+        assert await index_entries_read("ix_svc_jobs_running") == before
     await db.dispose()
 
 

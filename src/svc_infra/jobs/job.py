@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 import orjson
 
 from svc_infra.errors import ValidationError
 from svc_infra.obs.context import current
-from svc_infra.types import new_id
+from svc_infra.types import new_id_text
 
 NAME_LIMIT_CHARS = 200
 PAYLOAD_LIMIT_BYTES = 1024 * 1024
@@ -166,18 +167,19 @@ class JobRequest:
     job_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class NewJob:
-    """A job as a caller asked for it: checked, complete, and serialised.
+    """A job as a caller asked for it: checked, complete, and serialised. Nobody changes it.
 
     Attributes:
-        at: When it is due; None for `delay_seconds` from now.
         chosen_id: Whether the caller chose the id, so that it may be kept already.
+        at: When it is due; None for `delay_seconds` from now.
     """
 
     id: str
-    name: str
     payload: str
+    chosen_id: bool
+    name: str
     queue: str
     priority: int
     max_attempts: int
@@ -189,41 +191,55 @@ class NewJob:
     limit: Limit | None
     context: str
     tenant: str
-    chosen_id: bool
 
 
-def new_job(request: JobRequest, *, max_attempts: int, backoff_seconds: float) -> NewJob:
-    """Check what a caller asks for.
+SHARED_FIELDS = tuple(field.name for field in fields(NewJob))[3:]
+"""The fields of `NewJob` that jobs of one task stored at once often have in common."""
+_options_of = attrgetter(*(field.name for field in fields(JobRequest) if field.name not in ("payload", "job_id")))
+
+
+def new_jobs(requests: Sequence[JobRequest], *, max_attempts: int, backoff_seconds: float) -> list[NewJob]:
+    """Check what a caller asks for; options that follow each other unchanged are checked once.
 
     Args:
-        max_attempts, backoff_seconds: Where the request has none.
+        max_attempts, backoff_seconds: Where a request has none.
 
     Raises:
         ValidationError: Something is out of its limits.
     """
+    carried = current().carried()
+    context = (orjson.dumps(carried).decode() if carried else "{}", carried.get("tenant_id", "")[:NAME_LIMIT_CHARS])
+    jobs: list[NewJob] = []
+    options: object = None
+    shared: tuple[Any, ...] = ()
+    for request in requests:
+        if (asked := _options_of(request)) != options:
+            shared = (*_checked_options(request, max_attempts, backoff_seconds), *context)
+            options = asked
+        chosen = request.job_id is not None
+        job_id = check_name("id", request.job_id) if chosen else new_id_text()  # type: ignore[arg-type]
+        jobs.append(NewJob(job_id, payload_text({} if request.payload is None else request.payload), chosen, *shared))
+    return jobs
+
+
+def _checked_options(request: JobRequest, max_attempts: int, backoff_seconds: float) -> tuple[Any, ...]:
     if request.max_attempts is not None:
         max_attempts = request.max_attempts
     if request.backoff_seconds is not None:
         backoff_seconds = request.backoff_seconds
     if request.timeout_seconds is not None:
         check_number("timeout_seconds", request.timeout_seconds, 0.001, DURATION_LIMIT_SECONDS)
-    context = current().carried()
-    return NewJob(
-        id=str(new_id()) if request.job_id is None else check_name("id", request.job_id),
-        name=check_name("name", request.name),
-        payload=payload_text({} if request.payload is None else request.payload),
-        queue=check_name("queue", request.queue),
-        priority=check_number("priority", request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT),
-        max_attempts=check_number("max_attempts", max_attempts, 1, ATTEMPTS_LIMIT),
-        backoff_seconds=check_number("backoff_seconds", backoff_seconds, 0.0, DURATION_LIMIT_SECONDS),
-        timeout_seconds=request.timeout_seconds,
-        delay_seconds=check_number("delay_seconds", request.delay_seconds, 0.0, DELAY_LIMIT_SECONDS),
-        at=_time(request),
-        unique=_unique(request),
-        limit=None if request.limit is None else _limit(request.limit),
-        context=orjson.dumps(context).decode() if context else "{}",
-        tenant=context.get("tenant_id", "")[:NAME_LIMIT_CHARS],
-        chosen_id=request.job_id is not None,
+    return (
+        check_name("name", request.name),
+        check_name("queue", request.queue),
+        check_number("priority", request.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT),
+        check_number("max_attempts", max_attempts, 1, ATTEMPTS_LIMIT),
+        check_number("backoff_seconds", backoff_seconds, 0.0, DURATION_LIMIT_SECONDS),
+        request.timeout_seconds,
+        check_number("delay_seconds", request.delay_seconds, 0.0, DELAY_LIMIT_SECONDS),
+        _time(request),
+        _unique(request),
+        None if request.limit is None else _limit(request.limit),
     )
 
 
@@ -344,11 +360,13 @@ def payload_text(payload: Mapping[str, Any]) -> str:
     Raises:
         ValidationError: It is no JSON object or is larger than 1 MiB.
     """
-    if not isinstance(payload, Mapping):
-        raise ValidationError("A job's payload is a JSON object: give a mapping.")
+    if not isinstance(payload, dict):
+        if not isinstance(payload, Mapping):
+            raise ValidationError("A job's payload is a JSON object: give a mapping.")
+        payload = dict(payload)
     if UNREADABLE in payload:
         raise ValidationError(f"A job's payload may not have the key {UNREADABLE!r}.")
-    return _json_text("payload", dict(payload), PAYLOAD_LIMIT_BYTES)
+    return _json_text("payload", payload, PAYLOAD_LIMIT_BYTES)
 
 
 def _json_text(what: str, value: Any, limit_bytes: int) -> str:

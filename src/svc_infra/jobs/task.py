@@ -66,7 +66,7 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
         """Whether the function runs in the event loop."""
         return inspect.iscoroutinefunction(self.function)

@@ -32,7 +32,7 @@ from svc_infra.jobs.job import (
     check_name,
     check_number,
     error_text,
-    new_job,
+    new_jobs,
     payload_text,
     result_text,
 )
@@ -122,14 +122,14 @@ class CheckedQueue(ABC):
             limit=limit,
             job_id=job_id,
         )
-        (job_id,) = await self._store([self._checked(request)], session)
+        (job_id,) = await self._store(self._checked([request]), session)
         return job_id
 
     async def enqueue_many(self, requests: Sequence[JobRequest], *, session: AsyncSession | None = None) -> list[str]:
         """See `JobQueue.enqueue_many`."""
         if len(requests) > ENQUEUE_LIMIT_JOBS:
             raise ValidationError(f"Store at most {ENQUEUE_LIMIT_JOBS} jobs at once.")
-        return await self._store([self._checked(request) for request in requests], session) if requests else []
+        return await self._store(self._checked(requests), session) if requests else []
 
     async def reserve(
         self, *, worker_id: str, queues: Sequence[str] = ("default",), limit: int = 1, lease_seconds: float = 15.0
@@ -306,8 +306,8 @@ class CheckedQueue(ABC):
         except TimeoutError as error:
             raise DeadlineExceededError(f"The job has not ended within {timeout_seconds:g} s.") from error
 
-    def _checked(self, request: JobRequest) -> NewJob:
-        return new_job(request, max_attempts=self._max_attempts, backoff_seconds=self._backoff_seconds)
+    def _checked(self, requests: Sequence[JobRequest]) -> builtins.list[NewJob]:
+        return new_jobs(requests, max_attempts=self._max_attempts, backoff_seconds=self._backoff_seconds)
 
     @abstractmethod
     async def get(self, job_id: str) -> Job | None:

@@ -17,7 +17,7 @@ from svc_infra.jobs.job import (
     JobRequest,
     Limit,
     check_name,
-    new_job,
+    new_jobs,
 )
 from svc_infra.jobs.task import Task, TaskCall
 
@@ -194,7 +194,7 @@ def _options(call: TaskCall, payload: Mapping[str, Any], later: Mapping[str, Any
         raise ConfigurationError(f"Task {task.name}: a step has a job of its own, which cannot be `unique`.")
     if task.limit is not None and any(f"{{{name}}}" in task.limit.key for name in later):
         raise ConfigurationError(f"Task {task.name}: its limit is by an argument that is not known before it runs.")
-    new_job(request, max_attempts=DEFAULT_MAX_ATTEMPTS, backoff_seconds=DEFAULT_BACKOFF_SECONDS)
+    new_jobs([request], max_attempts=DEFAULT_MAX_ATTEMPTS, backoff_seconds=DEFAULT_BACKOFF_SECONDS)
     stored = {name: value for name in STORED_OPTIONS if (value := getattr(request, name)) is not None}
     if request.limit is not None:
         stored["limit"] = asdict(request.limit)

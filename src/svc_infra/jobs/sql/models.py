@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -92,26 +93,20 @@ _index("ix_svc_jobs_finished", _c.finished_at, where="state IN ('succeeded', 'ca
 _index("ix_svc_jobs_dead", _c.finished_at, where="state = 'dead'")
 sa.Index("ix_svc_jobs_created_at", _c.created_at)
 
-NOT_OF_A_JOB = ("limit_concurrency", "limit_rate", "limit_period_seconds", "rank")
-JOB_COLUMNS = tuple(column.name for column in _c if column.name not in NOT_OF_A_JOB)
-"""The columns that `job_of` needs, in their order."""
-_CONVERTED = ("state", "payload", "context", "result", "cancel_requested", "limit_key")
-_AS_THEY_ARE = [(at, name) for at, name in enumerate(JOB_COLUMNS) if name not in _CONVERTED]
-_STATE, _PAYLOAD, _CONTEXT, _RESULT, _CANCEL_REQUESTED, _LIMIT_KEY = map(JOB_COLUMNS.index, _CONVERTED)
+JOB_COLUMNS = tuple(field.name for field in fields(Job))
+"""The columns that `job_of` needs, in the order that makes it fast."""
 
 
 def job_of(row: Sequence[Any]) -> Job:
     """The job of a row of `JOB_COLUMNS`; whatever else is at its end does not matter."""
-    values = {name: row[at] for at, name in _AS_THEY_ARE}
-    return Job(
-        state=state_of(row[_STATE]),
-        payload=read_object(row[_PAYLOAD]),
-        context=read_object(row[_CONTEXT]),
-        result=read_result(row[_RESULT]),
-        cancel_requested=bool(row[_CANCEL_REQUESTED]),
-        limit_key=row[_LIMIT_KEY] or None,
-        **values,
-    )
+    values = dict(zip(JOB_COLUMNS, row, strict=False))
+    values["state"] = state_of(values["state"])
+    values["payload"] = read_object(values["payload"])
+    values["context"] = read_object(values["context"])
+    values["result"] = read_result(values["result"])
+    values["cancel_requested"] = bool(values["cancel_requested"])
+    values["limit_key"] = values["limit_key"] or None
+    return Job(**values)
 
 
 def state_of(stored: str) -> JobState:

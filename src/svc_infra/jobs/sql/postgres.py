@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
-
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS
@@ -18,7 +16,7 @@ from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
-from svc_infra.jobs.sql.postgres_steps import CHANNEL, PostgresSteps
+from svc_infra.jobs.sql.postgres_steps import CHANNEL, CLAIMS, ENDS, PostgresSteps
 from svc_infra.obs import metrics
 from svc_infra.types import Clock, SystemClock
 
@@ -65,7 +63,6 @@ class PostgresJobs:
 
     def __init__(self, db: AsyncDatabase, *, clock: Clock | None, max_crashes: int) -> None:
         self._steps = PostgresSteps(db)
-        self._db = db
         self._clock = clock
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
@@ -77,6 +74,7 @@ class PostgresJobs:
         self._configured: dict[str, QueueInfo] = {}
         self._cursor = ""  # the last tenant of a look that found too many lanes
         self._look_at = self._look_not_before = self._configured_until = 0.0  # in the event loop's time
+        self._limited = False  # as the last claim found it
         self._offset = timedelta(0)  # the server's clock less this machine's
         self._due: datetime | None = None  # when the next delayed job is due, as far as this process knows
         self._swept_at = self._swept_fully_at = _LONG_AGO
@@ -166,8 +164,8 @@ class PostgresJobs:
             looked = await self._keep_up()
             lease = timedelta(seconds=lease_seconds)
             jobs = await self._start(worker_id, limit, lease)
-            if not jobs and not looked and (self._listener is None or self._loop_time() >= self._look_not_before):
-                await self._look()
+            if not jobs and not looked and (self._is_apart or self._loop_time() >= self._look_not_before):
+                await self._look_for_once()
                 jobs = await self._start(worker_id, limit, lease)
             return jobs
 
@@ -190,7 +188,10 @@ class PostgresJobs:
         self._absorb()
         weights = weights_of(self._queues, self._configured)
         started: list[tuple[Job, int]] = []
-        if any(lane.limit_key for lane in self._lanes) or any(one.is_limited for one in self._configured.values()):
+        self._limited = any(lane.limit_key for lane in self._lanes) or any(
+            one.is_limited for one in self._configured.values()
+        )
+        if self._limited:
             if self._lanes:
                 lanes = [(*lane, *place, limit) for lane, place in self._lanes.items()]
                 started = await self._steps.claim_limited(
@@ -206,7 +207,7 @@ class PostgresJobs:
                 found = await self._steps.claim(worker_id, self.now, lease, lanes)
                 self._learn(found, shares, weights)
                 started += found
-        started.sort(key=lambda one: (one[1], one[0].id))
+        started.sort(key=_place)
         return [job for job, _ in started]
 
     def _learn(
@@ -214,10 +215,14 @@ class PostgresJobs:
     ) -> None:
         """From what was found: where nothing is left, and where the next scan begins."""
         starts: dict[str, int] = {}
-        for job, rank in started:
-            lane = Lane(job.queue, job.tenant, "")
-            self._lanes[lane] = max((rank, job.id), self._lanes.get(lane, (rank, job.id)))
+        last: dict[tuple[str, str], tuple[Job, int]] = {}
+        for one in sorted(started, key=_place):
+            job = one[0]
+            last[job.queue, job.tenant] = one
             starts[job.tenant] = starts.get(job.tenant, 0) + 1
+        for (queue, tenant), one in last.items():
+            lane, place = Lane(queue, tenant, ""), _place(one)
+            self._lanes[lane] = max(place, self._lanes.get(lane, place))
         drained = {tenant for tenant, share in shares.items() if starts.get(tenant, 0) < share}
         self._turns.took({lane.tenant for lane in self._lanes}, starts, weights)
         self._lanes = {lane: floor for lane, floor in self._lanes.items() if lane.tenant not in drained}
@@ -231,30 +236,49 @@ class PostgresJobs:
     def _lower(self, places: dict[Lane, Place], lane: Lane, place: Place) -> None:
         places[lane] = min(place, places.get(lane, place))
 
-    async def _keep_up(self) -> bool:
-        """Sweep and look where it is time to; whether it has looked just now. What can take long runs beside claims."""
-        time = self._time()
-        swept_lately = timedelta(0) <= time - self._swept_at < timedelta(seconds=SWEEP_SECONDS)
-        if not swept_lately or (self._due is not None and self._due <= time):
-            never = self._swept_at == _LONG_AGO or time < self._swept_at
-            await self._sweep(_EVER if never else time - self._swept_at + LOOK_BACK)
-        if self._loop_time() < self._look_at:
-            return False
-        if self._lanes and self._listener is None and self._loop_time() >= self._listen_not_before:
-            await self._listen()  # a busy worker does not come to `wait`
-        if not self._lanes or self._listener is None:
-            await self._look()
-            return True
-        if self._catching_up is None or self._catching_up.done():
-            self._catching_up = asyncio.create_task(self._catch_up())
-        return False
+    @property
+    def _is_apart(self) -> bool:
+        """Whether only its own looks tell it of jobs: it does not listen, or limits make that too little."""
+        return self._listener is None or self._limited
 
-    async def _catch_up(self) -> None:
+    async def _keep_up(self) -> bool:
+        """Sweep and look where it is time to, beside the claims if they can do without; whether it has looked now."""
+        if self._listener is None and self._lanes and self._loop_time() >= max(self._look_at, self._listen_not_before):
+            await self._listen()  # a busy worker does not come to `wait`
+        looks = self._loop_time() >= self._look_at
+        if not self._is_apart:
+            if looks or self._sweep_is_due():
+                self._catch_up(looks=looks)
+            return False
+        if self._sweep_is_due():
+            await self._sweep()
+        if looks:
+            await self._look()
+        return looks
+
+    async def _look_for_once(self) -> None:
+        """Look because nothing is known to wait; not for long, when a notice would tell of what comes meanwhile."""
+        if self._is_apart:
+            await self._look()
+            return
+        looking = self._catch_up(looks=True)
+        await asyncio.wait({looking}, timeout=SLOW_LOOK_SECONDS)
+        if not looking.done():
+            looking.add_done_callback(lambda _: self._wakeup.notify())
+
+    def _catch_up(self, *, looks: bool) -> asyncio.Task[None]:
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._caught_up(looks))
+        return self._catching_up
+
+    async def _caught_up(self, looks: bool) -> None:
         try:
-            if self._time() - self._swept_fully_at >= FULL_SWEEP:
-                await self._sweep(_EVER)
-            for lane, place in (await self._waiting_lanes()).items():
-                self._lower(self._told, lane, place)
+            if self._sweep_is_due():
+                await self._sweep()
+            if looks:
+                for lane, place in (await self._waiting_lanes()).items():
+                    self._lower(self._told, lane, place)
+            await self._steps.connections.keep(ENDS)
         except SvcInfraError as error:  # claims meet the same outage, and tell the worker
             _log.warning("jobs.look_failed", exc_info=error)
 
@@ -281,17 +305,30 @@ class PostgresJobs:
     def _is_paused(self, queue: str) -> bool:
         return queue in self._configured and self._configured[queue].paused
 
-    async def _sweep(self, back: timedelta) -> None:
+    def _sweep_is_due(self) -> bool:
+        time = self._time()
+        swept_lately = timedelta(0) <= time - self._swept_at < timedelta(seconds=SWEEP_SECONDS)
+        return not swept_lately or (self._due is not None and self._due <= time)
+
+    async def _sweep(self) -> None:
+        time, queues = self._time(), self._queues
+        since = time - self._swept_at
+        fully = since < timedelta(0) or time - self._swept_fully_at >= FULL_SWEEP
         self._due = None  # what is told meanwhile counts
-        moved, (now, due) = await self._steps.sweep(self._queues, self.now, back, self._max_crashes)
+        moved, (now, due) = await self._steps.sweep(
+            queues, self.now, _EVER if fully else since + LOOK_BACK, self._max_crashes
+        )
         self._offset += now - self._time()
-        self._swept_at = now
-        if back == _EVER:
-            self._swept_fully_at = now
-        if len(moved) >= SWEEP_LIMIT_JOBS:
+        if queues is not self._queues:
             self._due = now
-        elif due is not None:
-            self._due = due if self._due is None else min(self._due, due)
+        elif len(moved) >= SWEEP_LIMIT_JOBS:
+            self._due = now  # there may be more
+        else:
+            self._swept_at = now
+            if fully:
+                self._swept_fully_at = now
+            if due is not None:
+                self._due = due if self._due is None else min(self._due, due)
         for row in moved:
             if row["ready"]:
                 self.came(Lane(row["queue"], row["tenant"], row["limit_key"]), row["rank"])
@@ -305,15 +342,12 @@ class PostgresJobs:
     async def _listen(self) -> bool:
         self._listen_not_before = self._loop_time() + LISTEN_AGAIN_SECONDS
         try:
-            async with self._steps.connection(kept=True) as driver:
-                await driver.add_listener(CHANNEL, self._heard)
-                driver.add_termination_listener(self._deaf)
+            connections = self._steps.connections
+            self._listener = await connections.listen(CLAIMS, CHANNEL, self._heard, self._deaf)
+            await connections.keep(ENDS)
         except (SvcInfraError, OSError, TimeoutError) as error:
             _log.warning("jobs.listen_failed", exc_info=error)
-            return False
-        self._listener = driver
-        event.listen(self._db.engine.sync_engine, "engine_disposed", lambda engine: driver.terminate(), once=True)
-        return True
+        return self._listener is not None
 
     def _deaf(self, driver: Any) -> None:
         self._listener = None
@@ -332,3 +366,7 @@ class PostgresJobs:
                     self.comes(timedelta(seconds=int(due) / 1e6 - self._time().timestamp()))
             case _:
                 self.changed()
+
+
+def _place(started: tuple[Job, int]) -> Place:
+    return started[1], started[0].id

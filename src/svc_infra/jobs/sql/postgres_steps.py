@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.util import greenlet_spawn
-
-from svc_infra._optional import need
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.errors import translated
-from svc_infra.errors import UnavailableError
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
 from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, queue_key
-from svc_infra.jobs.job import AGEING_SECONDS, FORMAT_VERSION, Job, NewJob
+from svc_infra.jobs.job import AGEING_SECONDS, FORMAT_VERSION, SHARED_FIELDS, Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
+from svc_infra.jobs.sql.connections import PostgresConnections
 from svc_infra.jobs.sql.models import JOB_COLUMNS, info_of, job_of
 
 if TYPE_CHECKING:
@@ -26,13 +22,40 @@ if TYPE_CHECKING:
 CHANNEL = "svc_jobs"
 """Where processes tell each other of jobs that came: their own mark, queue, state, rank or time, limit key, tenant."""
 
+_PRIORITY = f"{round(AGEING_SECONDS * 1e6)}::bigint"
+"""What a point of priority takes from a rank."""
+CLAIMS, ENDS = "claims", "ends"
+"""What a process that listens keeps connections for."""
+
+_shared = attrgetter(*SHARED_FIELDS)
 _NOW = "coalesce($1::timestamptz, statement_timestamp())"
 _JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
+# A token is half the claim's random number and half the hash of the job's id: a random number for each costs the
+# server as much as all else about starting a job.
 _STARTED = f"""
 UPDATE svc_jobs j SET state = 'running', attempts = j.attempts + 1, started_at = {_NOW},
-    token = gen_random_uuid()::text, worker_id = $2, lease_expires_at = {_NOW} + $3::interval
+    token = $4::text || to_hex(hashtextextended(j.id, 0)), worker_id = $2, lease_expires_at = {_NOW} + $3::interval
 """  # noqa: S608
 
+# Jobs whose ids are new and which have all else but their payloads in common: nothing is computed for each of them.
+_INSERT_ALIKE = f"""
+WITH c AS MATERIALIZED (
+    SELECT now, due, CASE WHEN due > now THEN 'scheduled' ELSE 'ready' END AS state,
+        (extract(epoch FROM due) * 1000000)::bigint AS micros
+    FROM (SELECT {_NOW} AS now, greatest({_NOW}, coalesce($11::timestamptz, {_NOW} + $10::interval)) AS due) t
+), stored AS (
+    INSERT INTO svc_jobs (id, payload, name, queue, state, priority, max_attempts, backoff_seconds, timeout_seconds,
+        context, created_at, available_at, tenant, version, limit_key, limit_concurrency, limit_rate,
+        limit_period_seconds, rank)
+    SELECT n.id, n.payload, $4::text, $5::text, c.state, $6::smallint, $7::int, $8::float8, $9::float8,
+        $12::text, c.now, c.due, $13::text, {FORMAT_VERSION}, $14::text, $15::int, $16::int,
+        $17::float8, c.micros - {_PRIORITY} * $6::smallint
+    FROM c, unnest($2::text[], $3::text[]) AS n(id, payload)
+)
+SELECT $5::text AS queue, $13::text AS tenant, $14::text AS limit_key, state,
+    micros - {_PRIORITY} * $6::smallint AS rank, due - now AS wait, cardinality($2::text[]) AS jobs, micros AS due
+FROM c
+"""  # noqa: S608
 # In the order of the arrays that `_arrays` makes.
 _INSERT = f"""
 WITH stored AS (
@@ -42,7 +65,7 @@ WITH stored AS (
     SELECT n.id, n.name, n.queue, CASE WHEN d.due > d.now THEN 'scheduled' ELSE 'ready' END, n.priority,
         n.max_attempts, n.backoff_seconds, n.timeout_seconds, n.payload, n.context, n.unique_key, d.now, d.due,
         n.tenant, {FORMAT_VERSION}, n.limit_key, n.limit_concurrency, n.limit_rate, n.limit_period_seconds,
-        (extract(epoch FROM d.due) * 1000000)::bigint - n.priority * {round(AGEING_SECONDS * 1e6)}::bigint
+        (extract(epoch FROM d.due) * 1000000)::bigint - n.priority * {_PRIORITY}
     FROM unnest($2::text[], $3::text[], $4::text[], $5::smallint[], $6::int[], $7::float8[], $8::float8[], $9::text[],
         $10::text[], $11::text[], $12::float8[], $13::timestamptz[], $14::text[], $15::text[], $16::int[], $17::int[],
         $18::float8[])
@@ -63,6 +86,8 @@ _NOTIFY = f"""
 SELECT pg_notify('{CHANNEL}', payload), set_config('synchronous_commit', 'off', true) FROM unnest($1::text[]) payload
 """  # noqa: S608
 
+# Both scans begin some time back and not at the first entry of their index: what lies before is dead, but PostgreSQL
+# may have to keep it for the sake of an old transaction.
 _SWEEP = f"""
 WITH ended AS (
     SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
@@ -72,6 +97,7 @@ WITH ended AS (
 ), due AS (
     SELECT h.id FROM unnest($2::text[]) q(queue), LATERAL (
         SELECT id FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue AND available_at <= {_NOW}
+            AND available_at > {_NOW} - $3::interval
         ORDER BY available_at LIMIT {SWEEP_LIMIT_JOBS} FOR UPDATE SKIP LOCKED) h
 )
 UPDATE svc_jobs SET
@@ -88,7 +114,8 @@ RETURNING queue, tenant, limit_key, rank, state = 'ready' AS ready
 
 _NEXT = f"""
 SELECT {_NOW} AS now, (SELECT min(h.available_at) FROM unnest($2::text[]) q(queue), LATERAL (
-    SELECT available_at FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue ORDER BY available_at LIMIT 1) h)
+    SELECT available_at FROM svc_jobs WHERE state = 'scheduled' AND queue = q.queue AND available_at > {_NOW}
+    ORDER BY available_at LIMIT 1) h)
     AS due
 """  # noqa: S608
 
@@ -109,28 +136,32 @@ SELECT queue, tenant, limit_key, rank, id FROM lane LIMIT $3
 _CONFIGURED = "SELECT name, paused, concurrency, rate, period_seconds, weights FROM svc_job_queues WHERE name = ANY($1)"
 
 _FROM_LANES = """
-    unnest({lanes}) l(queue, tenant, limit_key, floor, floor_id, take), LATERAL (
+    {lanes} l(queue, tenant, limit_key, floor, floor_id, take), LATERAL (
         SELECT id, rank, limit_concurrency, limit_rate, limit_period_seconds FROM svc_jobs
         WHERE state = 'ready' AND queue = l.queue AND tenant = l.tenant AND limit_key = l.limit_key
             AND (rank, id) >= (l.floor, l.floor_id)
         ORDER BY rank, id LIMIT l.take FOR UPDATE SKIP LOCKED) h
 """
-_TYPES = "${}::text[], ${}::text[], ${}::text[], ${}::bigint[], ${}::text[], ${}::int[]"
-# An array of ids keeps the planner on the primary key, however many rows it expects.
+_GIVEN = "unnest(${}::text[], ${}::text[], ${}::text[], ${}::bigint[], ${}::text[], ${}::int[])"
+_UNLIMITED = f"""(
+        SELECT g.* FROM {_GIVEN.format(5, 6, 7, 8, 9, 10)} g(queue, tenant, limit_key, floor, floor_id, take)
+        WHERE g.limit_key = '' AND NOT EXISTS (SELECT FROM svc_job_queues c
+            WHERE c.name = g.queue AND (c.paused OR c.concurrency IS NOT NULL OR c.rate IS NOT NULL))
+        OFFSET 0)"""  # noqa: S608
+# An array of ids keeps the planner on the primary key, however many rows it expects. A claim does not wait for the
+# disk: a server that crashes then has at worst forgotten that an attempt began, and refuses what that one stores.
 _CLAIM = f"""
 WITH heads AS MATERIALIZED (
     SELECT h.id, l.take, row_number() OVER (PARTITION BY l.tenant ORDER BY h.rank, h.id) AS place
-    FROM {_FROM_LANES.format(lanes=_TYPES.format(4, 5, 6, 7, 8, 9))}
-    WHERE l.limit_key = '' AND NOT EXISTS (SELECT FROM svc_job_queues c
-        WHERE c.name = l.queue AND (c.paused OR c.concurrency IS NOT NULL OR c.rate IS NOT NULL))
-)
-{_STARTED} WHERE j.id = ANY(ARRAY(SELECT id FROM heads WHERE place <= take)) RETURNING {_JOB}, j.rank
+    FROM {_FROM_LANES.format(lanes=_UNLIMITED)}
+), forgettable AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS commits)
+{_STARTED} WHERE j.id = ANY(ARRAY(SELECT id FROM heads, forgettable WHERE place <= take)) RETURNING {_JOB}, j.rank
 """  # noqa: S608
 _HEADS = f"""
 SELECT l.queue, l.tenant, l.limit_key, h.id, h.rank, h.limit_concurrency, h.limit_rate, h.limit_period_seconds
-FROM {_FROM_LANES.format(lanes=_TYPES.format(1, 2, 3, 4, 5, 6))}
+FROM {_FROM_LANES.format(lanes=_GIVEN.format(1, 2, 3, 4, 5, 6))}
 """  # noqa: S608
-_START = f"{_STARTED} WHERE j.id = ANY($4::text[]) RETURNING {_JOB}, j.rank"
+_START = f"{_STARTED} WHERE j.id = ANY($5::text[]) RETURNING {_JOB}, j.rank"
 _MICROS = f"SELECT (extract(epoch FROM {_NOW}) * 1000000)::bigint"  # noqa: S608
 _KEYS = "INSERT INTO svc_job_limits (key, due) SELECT key, 0 FROM unnest($1::text[]) key ON CONFLICT DO NOTHING"
 _LOCK = "SELECT key, due FROM svc_job_limits WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE"
@@ -143,11 +174,14 @@ SELECT 'queue ' || queue, count(*) FROM svc_jobs WHERE state = 'running' AND que
 _SPEND = """
 UPDATE svc_job_limits l SET due = n.due FROM unnest($1::text[], $2::bigint[]) n(key, due) WHERE l.key = n.key
 """
+# Only jobs that run have a token. To ask for their state too would offer the planner their index, and with it the
+# entries of all jobs that ran since the oldest open transaction began. The ids are also an array in a subquery: the
+# planner would count them, and rather read a small table whole.
 _ACK = f"""
 UPDATE svc_jobs j SET state = 'succeeded', finished_at = {_NOW}, token = NULL, lease_expires_at = NULL,
     result = n.result
 FROM unnest($2::text[], $3::text[], $4::text[]) n(id, token, result)
-WHERE j.id = n.id AND j.token = n.token AND j.state = 'running' RETURNING j.id
+WHERE j.id = n.id AND j.token = n.token AND j.id = ANY(ARRAY(SELECT unnest($2::text[]))) RETURNING j.id
 """  # noqa: S608
 
 
@@ -155,80 +189,50 @@ class PostgresSteps:
     """Runs these steps, each in a transaction of its own unless it is given a unit of work.
 
     Args:
-        db: The database, whose pool the connections come from.
+        db: The database.
     """
 
     def __init__(self, db: AsyncDatabase) -> None:
-        self._db = db
-        asyncpg = need("asyncpg")
-        own = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-        self._errors: tuple[type[Exception], ...] = (*own, SQLAlchemyError, OSError)
-
-    async def fetch(self, statement: str, *values: Any) -> list[Any]:
-        """Run one statement, which is a transaction: no round trips for BEGIN and COMMIT."""
-        async with self.connection() as driver:
-            return list(await driver.fetch(statement, *values))
-
-    @asynccontextmanager
-    async def connection(self, *, kept: bool = False) -> AsyncIterator[Any]:
-        """A connection of asyncpg, from the pool; one whose user was cancelled or failed is not used again.
-
-        Args:
-            kept: It stays open after the block, and out of the pool.
-        """
-        driver: Any = None
-        try:
-            pooled = await self._db.engine.raw_connection()
-            driver = pooled.driver_connection
-            try:
-                yield driver
-                if kept:
-                    pooled.detach()
-            except BaseException:
-                await greenlet_spawn(pooled.invalidate)
-                raise
-            finally:
-                if not kept:
-                    await greenlet_spawn(pooled.close)
-        except self._errors as error:
-            if driver is not None and driver.is_closed():
-                raise UnavailableError("The connection to the database was lost.", retry_after_seconds=1) from error
-            raise translated(error) from error
+        self.connections = PostgresConnections(db)
 
     async def insert(self, jobs: Sequence[NewJob], now: datetime | None, session: AsyncSession | None) -> list[Any]:
         """Store jobs whose ids and unique keys are free; what was stored, as lanes."""
-        values = (now, *_arrays(jobs))
+        if _are_alike(jobs):
+            statement, values = _INSERT_ALIKE, _alike(jobs)
+        else:
+            statement, values = _INSERT, _arrays(jobs)
         if session is None:
-            return await self.fetch(_INSERT, *values)
-        return list(await (await session.connection()).exec_driver_sql(_INSERT, values))
+            return await self.connections.fetch(statement, now, *values)
+        return list(await (await session.connection()).exec_driver_sql(statement, (now, *values)))
 
     async def notify(self, payloads: Sequence[str]) -> None:
         """Tell every process that listens."""
-        await self.fetch(_NOTIFY, payloads)
+        await self.connections.fetch(_NOTIFY, payloads)
 
     async def sweep(
         self, queues: Sequence[str], now: datetime | None, back: timedelta, max_crashes: int
     ) -> tuple[list[Any], Any]:
         """Put back what is due and whose lease ended; the lanes of those, the time, and when the next is due."""
-        async with self.connection() as driver:
+        async with self.connections.by_index() as driver:
             moved = list(await driver.fetch(_SWEEP, now, queues, back, max_crashes))
             return moved, await driver.fetchrow(_NEXT, now, queues)
 
     async def lanes(self, queues: Sequence[str], after: str | None, limit: int) -> list[Any]:
         """The lanes in which jobs wait, and the place of each lane's first."""
-        return await self.fetch(
-            _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''"), queues, after or "", limit
-        )
+        statement = _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''")
+        async with self.connections.by_index() as driver:
+            return list(await driver.fetch(statement, queues, after or "", limit))
 
     async def configured(self, queues: Sequence[str]) -> dict[str, QueueInfo]:
         """The queues among these that are paused or configured."""
-        return {row["name"]: info_of(row) for row in await self.fetch(_CONFIGURED, queues)}
+        return {row["name"]: info_of(row) for row in await self.connections.fetch(_CONFIGURED, queues)}
 
     async def claim(
         self, claimant: str, now: datetime | None, lease: timedelta, lanes: Sequence[tuple[Any, ...]]
     ) -> list[tuple[Job, int]]:
         """Start jobs of lanes without limits: so many of each tenant as its lanes' `take` says. With their ranks."""
-        rows = await self.fetch(_CLAIM, now, claimant, lease, *map(list, zip(*lanes, strict=True)))
+        arrays = map(list, zip(*lanes, strict=True))
+        rows = await self.connections.fetch_kept(CLAIMS, _CLAIM, now, claimant, lease, token_hex(8), *arrays)
         return [(job_of(row), row["rank"]) for row in rows]
 
     async def claim_limited(
@@ -243,7 +247,7 @@ class PostgresSteps:
     ) -> list[tuple[Job, int]]:
         """Start jobs as far as limits allow, which are locked from the look at them to the commit."""
         queues = sorted({lane[0] for lane in lanes})
-        async with self.connection() as driver, driver.transaction():
+        async with self.connections.by_index() as driver:
             configured = {row["name"]: info_of(row) for row in await driver.fetch(_CONFIGURED, queues)}
             limited = [name for name, info in configured.items() if info.is_limited]
             keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
@@ -259,15 +263,31 @@ class PostgresSteps:
             chosen = turns.choose(
                 [head for head in heads if head.lane.limit_key in due or not head.lane.limit_key], limit, gate, weights
             )
-            rows = await driver.fetch(_START, now, claimant, lease, [head.id for head in chosen])
+            rows = await driver.fetch(_START, now, claimant, lease, token_hex(8), [head.id for head in chosen])
             spent = sorted(key for key, at in gate.due.items() if at != due.get(key))
             await driver.execute(_SPEND, spent, [gate.due[key] for key in spent])
         return [(job_of(row), row["rank"]) for row in rows]
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]], now: datetime | None) -> set[str]:
         """Finish these jobs; the ids of those that were held."""
-        arrays = [job.id for job, _ in results], [job.token for job, _ in results], [result for _, result in results]
-        return {row[0] for row in await self.fetch(_ACK, now, *arrays)}
+        ids, tokens = [job.id for job, _ in results], [job.token for job, _ in results]
+        texts = [result for _, result in results]
+        returned = None if texts.count(None) == len(texts) else texts  # makes a NULL for each, too
+        return {row[0] for row in await self.connections.fetch_kept(ENDS, _ACK, now, ids, tokens, returned)}
+
+
+def _are_alike(jobs: Sequence[NewJob]) -> bool:
+    """Whether `_INSERT_ALIKE` can store them."""
+    shared = _shared(jobs[0])
+    return jobs[0].unique is None and not any(job.chosen_id or _shared(job) != shared for job in jobs)
+
+
+def _alike(jobs: Sequence[NewJob]) -> list[Any]:
+    job = jobs[0]
+    options = (job.name, job.queue, job.priority, job.max_attempts, job.backoff_seconds, job.timeout_seconds)
+    due = (timedelta(seconds=job.delay_seconds), job.at)
+    ids, payloads = [one.id for one in jobs], [one.payload for one in jobs]
+    return [ids, payloads, *options, *due, job.context, job.tenant, *_limit(job)]
 
 
 def _arrays(jobs: Sequence[NewJob]) -> list[list[Any]]:

@@ -155,7 +155,7 @@ class JobStatements:
         open, and must not keep the other leases waiting.
         """
         ids, tokens = (sa.bindparam(name, expanding=True, type_=sa.String) for name in ("ids", "tokens"))
-        held = sa.and_(_c.id.in_(ids), _c.token.in_(tokens), in_state(JobState.RUNNING))
+        held = sa.and_(_c.id.in_(ids), _c.token.in_(tokens))  # only jobs that run have a token
         update = sa.update(svc_jobs).values(lease_expires_at=self._after("end"))
         if not self._postgresql:
             return update.where(held).returning(_c.id, _c.cancel_requested)
