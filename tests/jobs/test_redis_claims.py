@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
 
 from svc_infra.jobs.job import Job, JobState, Limit
-from svc_infra.jobs.redis.queue import RedisJobQueue, _Terms
+from svc_infra.jobs.redis.claims import VOID_SECONDS, Terms
+from svc_infra.jobs.redis.queue import RedisJobQueue
 from svc_infra.obs.context import Context, enter, leave
+
+TOKEN = "t" * 32
 
 
 @pytest.fixture
@@ -71,22 +75,22 @@ async def test_a_worker_that_closes_hands_back_what_waiting_claimed_for_it(
 
 async def test_a_claim_whose_answer_nobody_reads_is_handed_back_unspent(queue: RedisJobQueue) -> None:
     await queue.enqueue("a")
-    unread = await queue._run("reserve", *queue._claim_arguments(terms(), 5, "t" * 32, True))
-    assert len(unread[1]) == 1
-    await queue._abandon("t" * 32)
+    assert len((await revocable_claim(queue))[1]) == 1
+    await queue._run("abandon", TOKEN, VOID_SECONDS, 100)
     job = await claim_one(queue)
     assert (job.attempts, job.crashes, job.worker_id) == (1, 0, "worker")
 
 
 async def test_a_claim_that_was_given_up_before_the_server_saw_it_is_never_made(queue: RedisJobQueue) -> None:
     await queue.enqueue("a")
-    await queue._abandon("t" * 32)
-    assert (await queue._run("reserve", *queue._claim_arguments(terms(), 5, "t" * 32, True)))[1] == []
+    await queue._run("abandon", TOKEN, VOID_SECONDS, 100)
+    assert (await revocable_claim(queue))[1] == []
     assert (await claim_one(queue)).attempts == 1
 
 
-def terms() -> _Terms:
-    return _Terms("gone", ("default",), 15.0, 5)
+async def revocable_claim(queue: RedisJobQueue) -> list[Any]:
+    arguments = queue._claims.arguments(Terms("gone", ("default",), 15.0, 5), TOKEN, f"{{jobs}}:void:{TOKEN}")
+    return list(await queue._run("reserve", *arguments))
 
 
 async def test_a_wait_that_is_cancelled_gives_its_claim_up(valkey_url: str, queue: RedisJobQueue) -> None:
@@ -101,6 +105,48 @@ async def test_a_wait_that_is_cancelled_gives_its_claim_up(valkey_url: str, queu
     await leaving.close()
     job = await claim_one(queue)
     assert (job.attempts, job.crashes) == (1, 0)
+
+
+# --------------------------------------------------------------------------------------------- what comes by itself
+
+
+async def claimed_while_waiting(queue: RedisJobQueue, *queues: str) -> Job:
+    """What a worker gets that looks when it is woken, far more seldom than its poll would be."""
+    async with asyncio.timeout(5):
+        for _ in range(4):
+            if jobs := await queue.reserve(worker_id="w", queues=queues or ("default",)):
+                return jobs[0]
+            await queue.wait(30)
+    raise AssertionError("woken again and again for nothing")
+
+
+async def test_a_worker_waits_no_longer_than_until_a_job_is_due(queue: RedisJobQueue) -> None:
+    await queue.enqueue("a", queue="other", delay_seconds=0.2)
+    await queue.enqueue("b", delay_seconds=60)
+    job = await claimed_while_waiting(queue, "default", "other")
+    assert job.started_at is not None
+    assert (job.name, job.started_at >= job.available_at) == ("a", True)
+
+
+async def test_a_job_that_is_due_sooner_than_the_others_is_told_to_who_waits(
+    valkey_url: str, queue: RedisJobQueue, client: redis.Redis
+) -> None:
+    await queue.enqueue("late", delay_seconds=60)
+    await client.delete("{jobs}:wake:default")
+    waiting = RedisJobQueue(valkey_url)
+    look = asyncio.create_task(claimed_while_waiting(waiting))
+    await blocked(queue, 1)
+    await queue.enqueue("later", delay_seconds=90)  # nobody has to know of it
+    assert await client.exists("{jobs}:wake:default") == 0
+    await queue.enqueue("soon", delay_seconds=0.2)
+    assert (await look).name == "soon"
+    await waiting.close()
+
+
+async def test_a_worker_waits_no_longer_than_until_a_lease_ends(queue: RedisJobQueue) -> None:
+    await queue.enqueue("a")
+    assert len(await queue.reserve(worker_id="dead", lease_seconds=0.2)) == 1
+    assert (await claimed_while_waiting(queue)).crashes == 1
 
 
 # ------------------------------------------------------------------------------------------------- turns across claims

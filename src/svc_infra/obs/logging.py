@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from time import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from structlog import BoundLoggerBase
@@ -69,8 +69,16 @@ class Answered(NamedTuple):
         return described
 
 
-Entry = tuple[float, tuple[str, ...], Answered]
-"""An access line that is still to be made: the time, the facts of its context, the request."""
+class Told(Protocol):
+    """What a line tells that is made later, such as `Answered`."""
+
+    def described(self) -> dict[str, Any]:
+        """The line's message and fields; nothing in them is long, and none is secret."""
+        ...
+
+
+Entry = tuple[float, str, tuple[str, ...], Told]
+"""A line that is still to be made: the time, its logger, the facts of its context, what it tells."""
 
 
 class EventLogger(BoundLoggerBase):
@@ -122,7 +130,7 @@ logger = EventLogger(logging.getLogger("app"), (), {})
 
 
 class LineHandler(logging.Handler):
-    """Writes each record as one line on standard error; access lines as JSON in batches, by a thread.
+    """Writes each record as one line on standard error; lines of requests and jobs as JSON in batches, by a thread.
 
     Args:
         as_json: JSON lines; else lines for people, coloured on a terminal.
@@ -170,55 +178,60 @@ class LineHandler(logging.Handler):
 
     def write_request(self, answered: Answered) -> None:
         """Write an access line."""
-        if answered.path in self.drop_paths:
-            return
-        entry = (time(), current_facts(), answered)
+        if answered.path not in self.drop_paths:
+            self.write_later(_requests.name, answered)
+
+    def write_later(self, name: str, told: Told) -> None:
+        """Write a line of this logger with those that come soon."""
+        entry = (time(), name, current_facts(), told)
         if self.as_json:
             self._buffer.put(entry)
             return
         self.acquire()
         try:
-            sys.stderr.write(self._as_text(self._request_line(entry)))
+            sys.stderr.write(self._as_text(self._later_line(entry)))
         except Exception:  # noqa: BLE001 - as in `emit`: no request fails because its line cannot be written
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": answered.path}))
+            self.handleError(logging.makeLogRecord({"name": name, "msg": str(told)[:MAX_PATH_CHARS]}))
         finally:
             self.release()
 
     @property
     def dropped(self) -> int:
-        """Access lines that were not written, because too many waited or standard error took no more."""
+        """Lines of requests and jobs that were not written: too many waited, or standard error took no more."""
         return self._buffer.dropped
 
     def flush(self) -> None:
-        """Write the access lines that wait."""
+        """Write the lines that wait."""
         self._buffer.flush()
 
     def close(self) -> None:
-        """Write the access lines that wait; the standard library calls it when the process exits."""
+        """Write the lines that wait; the standard library calls it when the process exits."""
         self.flush()
         super().close()
 
-    def _request_line(self, entry: Entry) -> dict[str, Any]:
-        seconds, facts, answered = entry
-        line = {**self._begun(seconds, "INFO"), **answered.described()}
+    def _later_line(self, entry: Entry) -> dict[str, Any]:
+        seconds, name, facts, told = entry
+        line = {**self._begun(seconds, "INFO", name), **told.described()}
         line.update([named for named in zip(FACTS, facts) if named[1]])  # noqa: B905 - its check would cost as much
         return line
 
     def _made(self, entry: Entry) -> bytes:
         try:
-            return _as_json(self._request_line(entry))
+            return _as_json(self._later_line(entry))
         except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread that makes them all
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": "an access line"}))
+            self.handleError(logging.makeLogRecord({"name": entry[1], "msg": "a line that was to be made later"}))
             return b""
 
     def _made_dropped(self, count: int) -> bytes:
-        return _as_json({**self._begun(time(), "WARNING"), "message": "access_log.dropped", "dropped": count})
+        return _as_json(
+            {**self._begun(time(), "WARNING", _requests.name), "message": "access_log.dropped", "dropped": count}
+        )
 
-    def _begun(self, seconds: float, level: str) -> dict[str, Any]:
+    def _begun(self, seconds: float, level: str, name: str) -> dict[str, Any]:
         return {
             "time": datetime.fromtimestamp(seconds, UTC),
             "level": level,
-            "logger": _requests.name,
+            "logger": name,
             "pid": self._buffer.pid,
         }
 
@@ -245,12 +258,35 @@ def log_request(answered: Answered) -> None:
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
-    handlers = _root.handlers
-    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
-        handlers[0].write_request(answered)
+    if (handler := _only_handler(_requests)) is not None:
+        handler.write_request(answered)
     else:
         fields = answered.described()
         _requests.info("%s", fields.pop("message"), extra={_FIELDS: fields})
+
+
+def log_later(log: logging.Logger, told: Told) -> None:
+    """Write a line of which there may be thousands a second, as access lines are written: see `log_request`."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    if (handler := _only_handler(log)) is not None:
+        handler.write_later(log.name, told)
+    else:
+        fields = told.described()
+        log.info("%s", fields.pop("message"), extra=fields)
+
+
+def _only_handler(log: logging.Logger) -> LineHandler | None:
+    """Our handler, if nobody else would see a record of this logger."""
+    handlers = _root.handlers
+    if len(handlers) != 1 or not isinstance(handlers[0], LineHandler) or log.filters:
+        return None
+    at: logging.Logger | None = log
+    while at is not None and at is not _root:
+        if at.handlers or not at.propagate:
+            return None
+        at = at.parent
+    return handlers[0]
 
 
 def setup_logging(
@@ -304,7 +340,7 @@ def adopt_libraries() -> None:
 
 
 def flush_logs() -> None:
-    """Write the access lines that wait."""
+    """Write the lines that wait."""
     for handler in _installed():
         handler.flush()
 

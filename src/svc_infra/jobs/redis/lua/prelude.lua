@@ -98,7 +98,13 @@ local function offer(id, queue, priority, limit, tenant, due)
     redis.call('SADD', prefix .. ':queues', queue)
   end
   if due > now then
-    add(key_of('delayed', queue), due, id)
+    local delayed = key_of('delayed', queue)
+    add(delayed, due, id)
+    known[delayed] = known[delayed] or tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]) or math.huge
+    if due < known[delayed] then  -- whoever waits has to know until when
+      known[delayed] = due
+      wake(queue)
+    end
     return
   end
   local sublane = priority .. ' ' .. limit
