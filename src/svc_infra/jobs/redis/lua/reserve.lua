@@ -180,7 +180,7 @@ end
 
 local waiting = #turns
 table.sort(turns, before)
-local claimed, expires, claims = {}, now + lease, 0
+local claimed, expires, claims = {}, whole(now + lease), 0
 while #turns > 0 and claims < limit do
   local flow = turns[1]
   local lane, id = next_lane(flow)
@@ -211,7 +211,7 @@ while #turns > 0 and claims < limit do
       count('queue ' .. lane.queue, 1)
       if lane.limit ~= '' then count(lane.limit, 1) end
       redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
-        token .. '-' .. claims, 'worker_id', worker, 'started_at', now, 'lease_expires_at', expires)
+        token .. '-' .. claims, 'worker_id', worker, 'started_at', now_text, 'lease_expires_at', expires)
       claimed[#claimed + 1] = { id, tostring(claims), job }
     end
   end
