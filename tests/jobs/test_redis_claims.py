@@ -107,6 +107,30 @@ async def test_a_wait_that_is_cancelled_gives_its_claim_up(valkey_url: str, queu
     assert (job.attempts, job.crashes) == (1, 0)
 
 
+async def test_two_workers_may_wait_on_one_queue(valkey_url: str, queue: RedisJobQueue) -> None:
+    assert await queue.reserve(worker_id="w", limit=2) == []
+    waiting = [asyncio.create_task(queue.wait(30)) for _ in range(2)]
+    await blocked(queue, 2)
+    other = RedisJobQueue(valkey_url)
+    for number in range(2):  # each wakes one of the two, and nobody takes what they claim meanwhile
+        await other.enqueue("a", job_id=f"job{number}")
+    await asyncio.wait_for(asyncio.gather(*waiting), timeout=5)
+    await other.close()
+    jobs = [job for _ in range(2) for job in await queue.reserve(worker_id="w", limit=2)]
+    assert sorted(job.id for job in jobs) == ["job0", "job1"]
+
+
+async def test_waiting_goes_on_when_the_server_has_closed_the_connection(
+    queue: RedisJobQueue, client: redis.Redis
+) -> None:
+    for number in range(2):
+        waiting = asyncio.create_task(claimed_while_waiting(queue))
+        await blocked(queue, 1)
+        await queue.enqueue("a", {"n": number})
+        assert (await waiting).payload == {"n": number}
+        await client.client_kill_filter(_type="normal", skipme=True)
+
+
 # --------------------------------------------------------------------------------------------- what comes by itself
 
 

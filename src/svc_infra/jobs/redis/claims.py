@@ -52,12 +52,15 @@ class Claims:
         self._terms = Terms("", ("default",), 0.0, 0)  # of the last claim
         self._ahead: list[Job] = []  # what `wait` has claimed for the next `claim`
         self._next: tuple[float, str] | None = None  # when more comes by itself, in the loop's time, and in which queue
+        self._idle: Any = None  # the connection on which `wait` waited last
         self._aside: set[asyncio.Task[None]] = set()
 
     async def close(self) -> list[Job]:
-        """What was claimed and nobody took."""
+        """Give the connection back; what was claimed and nobody took."""
         ahead, self._ahead = self._ahead, []
         await asyncio.gather(*self._aside)
+        idle, self._idle = self._idle, None
+        await self._release(idle)
         return ahead
 
     async def claim(self, worker_id: str, queues: list[str], limit: int, lease_seconds: float) -> list[Job]:
@@ -105,20 +108,27 @@ class Claims:
         token = secrets.token_hex(16)
         void = f"{scripts.prefix}:void:{token}"
         commands = (("BLPOP", *keys, block_seconds), scripts.command("reserve", *self.arguments(terms, token, void)))
-        connection = None
+        connection, self._idle = self._idle, None
         try:
             with translating():
-                connection = await pool.get_connection()
+                if connection is None:
+                    connection = await pool.get_connection()
+                else:
+                    await pool.ensure_connection(connection)  # the server may have closed it meanwhile
                 await connection.send_packed_command(connection.pack_commands(commands))
                 woken, claimed = [await connection.read_response() for _ in commands]
         except BaseException:  # cancelled or cut off: the server may have claimed all the same
             self._run_aside("abandon", token, VOID_SECONDS, self._max_finished)
+            await self._release(connection)
             raise
-        finally:
-            if connection is not None:
-                await pool.release(connection)
-        self._ahead = self._read(terms, token, claimed)
+        self._ahead += self._read(terms, token, claimed)
+        spare, self._idle = self._idle, connection  # its return to the pool would be in the way of the job's start
+        await self._release(spare)
         return bool(woken or self._ahead)
+
+    async def _release(self, connection: Any) -> None:
+        if connection is not None:
+            await self._scripts.client.connection_pool.release(connection)
 
     def arguments(self, terms: Terms, token: str, void: str = "") -> tuple[str | int, ...]:
         """What the script "reserve" is given; `void` is the key that forbids this claim where it is set."""
