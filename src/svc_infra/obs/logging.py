@@ -21,7 +21,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
 from svc_infra.obs.context import FACTS, current, facts_of
-from svc_infra.obs.line_buffer import LineBuffer
+from svc_infra.obs.line_buffer import LineBuffer, Told
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
 
 MAX_STACK_FRAMES = 50
@@ -75,8 +75,8 @@ class Answered(NamedTuple):
         return line
 
 
-Entry = tuple[float, tuple[str, ...], Answered]
-"""An access line that is still to be made: the time, the facts of its context, the request."""
+Entry = tuple[float, tuple[str, ...], Told]
+"""A line that is still to be made: the time, the facts of its context, what it tells."""
 
 
 class EventLogger(BoundLoggerBase):
@@ -128,7 +128,7 @@ logger = EventLogger(logging.getLogger("app"), (), {})
 
 
 class LineHandler(logging.Handler):
-    """Writes each record as one line on standard error; access lines as JSON in batches, by a thread.
+    """Writes each record as one line on standard error; lines of requests and jobs as JSON in batches, by a thread.
 
     Args:
         as_json: JSON lines; else lines for people, coloured on a terminal.
@@ -176,37 +176,40 @@ class LineHandler(logging.Handler):
 
     def write_request(self, answered: Answered) -> None:
         """Write an access line."""
-        if answered.path in self.drop_paths:
-            return
-        entry = time(), facts_of(current()), answered
+        if answered.path not in self.drop_paths:
+            self.write_later(answered)
+
+    def write_later(self, told: Told) -> None:
+        """Write a line with those that come soon."""
+        entry = time(), facts_of(current()), told
         if self.as_json:
             self._buffer.put(entry)
             return
         self.acquire()
         try:
-            sys.stderr.write(self._as_text(self._request_line(entry)))
+            sys.stderr.write(self._as_text(self._later_line(entry)))
         except Exception:  # noqa: BLE001 - as in `emit`: no request fails because its line cannot be written
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": answered.path}))
+            self.handleError(logging.makeLogRecord({"name": __name__, "msg": str(told)[:MAX_PATH_CHARS]}))
         finally:
             self.release()
 
     @property
     def dropped(self) -> int:
-        """Access lines that were not written, because too many waited or standard error took no more."""
+        """Lines of requests and jobs that were not written: too many waited, or standard error took no more."""
         return self._buffer.dropped
 
     def flush(self) -> None:
-        """Write the access lines that wait."""
+        """Write the lines that wait."""
         self._buffer.flush()
 
     def close(self) -> None:
-        """Write the access lines that wait; the standard library calls it when the process exits."""
+        """Write the lines that wait; the standard library calls it when the process exits."""
         self.flush()
         super().close()
 
-    def _request_line(self, entry: Entry) -> dict[str, Any]:
-        at, facts, answered = entry
-        line = answered.line(at, self._buffer.pid)
+    def _later_line(self, entry: Entry) -> dict[str, Any]:
+        at, facts, told = entry
+        line = told.line(at, self._buffer.pid)
         for name, fact in zip(FACTS, facts):  # noqa: B905 - its check would cost as much as a field
             if fact:
                 line[name] = fact
@@ -214,9 +217,9 @@ class LineHandler(logging.Handler):
 
     def _made(self, entry: Entry) -> bytes:
         try:
-            return _as_json(self._request_line(entry))
+            return _as_json(self._later_line(entry))
         except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread that makes them all
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": "an access line"}))
+            self.handleError(logging.makeLogRecord({"name": __name__, "msg": "a line that was to be made later"}))
             return b""
 
     def _made_dropped(self, count: int) -> bytes:
@@ -253,13 +256,39 @@ def log_request(answered: Answered) -> None:
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
-    handlers = _root.handlers
-    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
-        handlers[0].write_request(answered)
+    if (handler := _only_handler(_requests)) is not None:
+        handler.write_request(answered)
     else:
-        line = answered.line(0.0, 0)
-        fields = {name: value for name, value in line.items() if name not in _OF_EVERY_LINE}
-        _requests.info("%s", line["message"], extra={_FIELDS: fields})
+        _as_record(_requests, answered)
+
+
+def log_later(log: logging.Logger, told: Told) -> None:
+    """Write a line of which there may be thousands a second, as access lines are written: see `log_request`."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    if (handler := _only_handler(log)) is not None:
+        handler.write_later(told)
+    else:
+        _as_record(log, told)
+
+
+def _as_record(log: logging.Logger, told: Told) -> None:
+    line = told.line(0.0, 0)
+    fields = {name: value for name, value in line.items() if name not in _OF_EVERY_LINE}
+    log.info("%s", line["message"], extra=fields)
+
+
+def _only_handler(log: logging.Logger) -> LineHandler | None:
+    """Our handler, if nobody else would see a record of this logger."""
+    handlers = _root.handlers
+    if len(handlers) != 1 or not isinstance(handlers[0], LineHandler) or log.filters:
+        return None
+    at: logging.Logger | None = log
+    while at is not None and at is not _root:
+        if at.handlers or not at.propagate:
+            return None
+        at = at.parent
+    return handlers[0]
 
 
 def setup_logging(
@@ -313,7 +342,7 @@ def adopt_libraries() -> None:
 
 
 def flush_logs() -> None:
-    """Write the access lines that wait."""
+    """Write the lines that wait."""
     for handler in _installed():
         handler.flush()
 

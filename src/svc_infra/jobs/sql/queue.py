@@ -263,10 +263,10 @@ class SqlJobQueue(CheckedQueue):
         return done
 
     async def _fail(
-        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None, crashed: bool
     ) -> JobState | None:
         due = timedelta(seconds=delay_seconds)
-        facts = {"error": error, "place": fingerprint, "end": "" if end is None else end.value}
+        facts = {"error": error, "place": fingerprint, "end": end or "", "crashed": int(crashed)}
         rows = await self._run(self._sql.fail, None, **_attempt(job), **facts, delayed=delay_seconds > 0, due=due)
         self._back([job], due)
         return state_of(rows[0].state) if rows else None

@@ -85,9 +85,10 @@ class JobStatements:
 
     @cached_property
     def fail(self) -> sa.Executable:
-        """An attempt failed; `end` is a terminal state or empty."""
+        """An attempt failed, or crashed; `end` is a terminal state or empty."""
         end: Any = sa.bindparam("end", type_=sa.String)
-        spent = _c.attempts - _c.crashes >= _c.max_attempts
+        crashes = _c.crashes + sa.bindparam("crashed", type_=sa.Integer)
+        spent = _c.attempts - crashes >= _c.max_attempts
         ends = sa.or_(end != "", _c.cancel_requested, spent)
         return self._held.values(
             **_LET_GO,
@@ -100,6 +101,7 @@ class JobStatements:
             available_at=sa.case((ends, _c.available_at), else_=self._after("due")),
             rank=sa.case((ends, _c.rank), else_=self._rank_after_due()),
             finished_at=sa.case((ends, self._now)),
+            crashes=crashes,
             last_error=sa.bindparam("error"),
             fingerprint=sa.bindparam("place"),
         ).returning(_c.state)
