@@ -20,7 +20,17 @@ from svc_infra.errors import ConfigurationError
 
 T = TypeVar("T")
 
-_VERBS = {"obs": "add_observability", "security": "add_auth_users"}  # where it is not `add_<room>`
+_VERBS = {  # where it is not `add_<room>`
+    "jobs.flows": "add_flows",
+    "obs": "add_observability",
+    "ops": "add_probes",
+    "security": "add_auth_users",
+    "security.access": "add_strict_routes",
+    "security.audit": "add_audit",
+    "security.keys": "add_api_keys",
+    "security.oauth": "add_oauth",
+    "security.organizations": "add_organizations",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +92,8 @@ class Wiring:
         try:
             return cast(T, self._objects[kind])
         except KeyError:
-            room = kind.__module__.removeprefix("svc_infra.").partition(".")[0]
-            verb = _VERBS.get(room, f"add_{room}")
+            room, *inner = kind.__module__.removeprefix("svc_infra.").split(".")
+            verb = _VERBS.get(".".join([room, *inner[:1]])) or _VERBS.get(room, f"add_{room}")
             raise ConfigurationError(f"This app has no {kind.__name__}: call {verb}(app) first.") from None
 
     def add(self, part: Part) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import sqlite3
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import ref
 
 import aiosqlite
 from sqlalchemy import Connection, event
@@ -28,6 +30,51 @@ _PRAGMAS = (
 )
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
+_log = logging.getLogger(__name__)
+
+
+class _Connection(sqlite3.Connection):
+    """Knows its open cursors: each may hold a lock, and with its traceback a cancellation may hold a cursor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.open_cursors: set[ref[sqlite3.Cursor]] = set()
+
+    def cursor(self, factory: Any = None) -> Any:
+        """Called by `execute` too."""
+        cursor = super().cursor(_Cursor)
+        self.open_cursors.add(ref(cursor, self.open_cursors.discard))
+        return cursor
+
+    def close_cursors(self) -> None:
+        """In the driver's thread."""
+        for one in list(self.open_cursors):
+            if (cursor := one()) is not None:
+                cursor.close()
+
+    def give_up(self) -> None:
+        """Roll back, in the driver's thread, whatever was interrupted.
+
+        While a cursor stands between two of its rows, an interrupt stays in force (sqlite.org/c3ref/interrupt.html) and
+        would end the rollback too.
+        """
+        try:
+            self.close_cursors()
+            self.rollback()
+        except sqlite3.Error:
+            _log.exception("db.rollback_failed")  # nobody waits for this; closing the connection comes next
+
+
+class _Cursor(sqlite3.Cursor):
+    """Tells its connection when it is closed."""
+
+    connection: _Connection
+
+    def close(self) -> None:
+        """It holds nothing more."""
+        self.connection.open_cursors.discard(ref(self))
+        super().close()
+
 
 def engines(
     url: URL, *, pool_size: int, max_overflow: int, pool_timeout: float, busy_timeout_seconds: float
@@ -43,7 +90,12 @@ def engines(
     else:
         _make_folder(Path(str(url.database)))
     options: dict[str, Any] = {
-        "connect_args": {"timeout": busy_timeout_seconds, "isolation_level": None, "async_creator_fn": _opened},
+        "connect_args": {
+            "timeout": busy_timeout_seconds,
+            "isolation_level": None,
+            "async_creator_fn": _opened,
+            "factory": _Connection,
+        },
         "json_serializer": _written,
         "pool_timeout": pool_timeout,
         "poolclass": MeasuredPool,
@@ -116,8 +168,13 @@ def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
 
     @event.listens_for(engine.sync_engine, "reset")
     def reset(dbapi_connection: Any, record: Any, state: Any) -> None:
-        if not state.terminate_only and dbapi_connection.driver_connection.in_transaction:
+        if state.terminate_only:
+            return
+        driver = dbapi_connection.driver_connection
+        if driver.in_transaction:
             dbapi_connection.rollback()
+        if driver._connection.open_cursors:  # of a stream that nobody read to its end: the next user would see old rows
+            dbapi_connection.run_async(lambda driver: driver._execute(driver._connection.close_cursors))
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
@@ -135,12 +192,12 @@ def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
 
     @event.listens_for(engine.sync_engine, "invalidate")
     def given_up(dbapi_connection: Any, record: Any, error: BaseException | None) -> None:
-        # The driver's thread would run a cancelled statement to its end, and a connection that is merely closed keeps
-        # its lock as long as anyone holds a cursor of it: the traceback of the cancellation does.
+        # The driver's thread would run a cancelled statement to its end; its cursor the traceback of the cancellation
+        # may hold for long.
         driver = dbapi_connection.driver_connection
         if driver._connection is not None:
             driver._connection.interrupt()
-            driver._tx.put_nowait((None, driver._connection.rollback))
+            driver._tx.put_nowait((None, driver._connection.give_up))
 
 
 def _keep_in_memory(engine: AsyncEngine) -> None:
