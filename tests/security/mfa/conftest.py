@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import urlsafe_b64decode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +18,10 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.security.http import Identity, OptionalIdentity
 from svc_infra.security.mfa import Requirement
 from svc_infra.security.mfa.add import add_mfa
+from svc_infra.security.mfa.recovery import RecoveryCodes
 from svc_infra.security.permissions import RequireFreshAuth
 from svc_infra.testing import FakeClock
+from svc_infra.wiring import wiring_of
 from tests.security.conftest import PASSWORD, Client, running, service
 
 ANA = "ana@example.com"
@@ -63,6 +67,14 @@ class Owner:
     @property
     def http(self) -> httpx2.AsyncClient:
         return self.client.http
+
+    @property
+    def db(self) -> AsyncDatabase:
+        return wiring_of(self.client.app).get(AsyncDatabase)
+
+    @property
+    def recovery(self) -> RecoveryCodes:
+        return wiring_of(self.client.app).get(RecoveryCodes)
 
     @property
     def clock(self) -> FakeClock:
@@ -119,3 +131,10 @@ async def here(sqlite_db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Owne
     """Ana is logged in; for what does not depend on the engine."""
     async with running(with_mfa(sqlite_db, clock, mfa={"email_codes": True}), clock) as client:
         yield await owner_of(client)
+
+
+def claims(token: str) -> dict[str, Any]:
+    """What a token says."""
+    payload = token.split(".")[1]
+    said: dict[str, Any] = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return said

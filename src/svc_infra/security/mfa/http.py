@@ -92,6 +92,8 @@ def _add_steps(router: APIRouter) -> None:
         body: StepWithCode | StepWithCredential, request: Request, response: Response
     ) -> Tokens | CookieTokens:
         """End the second step of a login with a code or a passkey: the answer is that of a login."""
+        if _browser_secret(request) is not None:
+            shared(request, Csrf).check_origin(request.headers)
         pair, in_cookies = await _login(request).verify(
             body.mfa_token, proof_in(body), device_of(request), browser_secret=_browser_secret(request)
         )
