@@ -122,7 +122,7 @@ async def test_what_is_not_quite_the_passkey_is_refused(enrolled: tuple[Owner, A
 
 async def test_a_passkey_that_was_made_elsewhere_is_not_enrolled(here: Owner) -> None:
     for wrong in ({"origin": "https://evil.example"}, {"rp_id": "evil.example"}, {"cross_origin": True}):
-        assert_problem(await enrol(here, Authenticator(**wrong)), 401, "invalid_credentials")  # type: ignore[arg-type]
+        assert_problem(await enrol(here, Authenticator(**wrong)), 401, "invalid_credentials")
     assert (await here.client.get("/auth/mfa")).json()["factors"] == []
 
 

@@ -41,6 +41,10 @@ from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import SecondFactors
 
 _PUBLIC = [public()]
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"description": "What was sent is not valid, or not any more."},
+    403: {"description": "A page of another origin has sent it."},
+}
 _BUSY: dict[int | str, dict[str, Any]] = {429: {"description": "Too many failed attempts: try again later."}}
 _WRONG: dict[int | str, dict[str, Any]] = {
     400: {"description": "The code is wrong, or too late."},
@@ -87,7 +91,7 @@ def mfa_router(prefix: str) -> APIRouter:
 
 
 def _add_steps(router: APIRouter) -> None:
-    @router.post("/verify", responses=_BUSY, dependencies=_PUBLIC)
+    @router.post("/verify", responses=_REFUSED | _BUSY, dependencies=_PUBLIC)
     async def verify(
         body: StepWithCode | StepWithCredential, request: Request, response: Response
     ) -> Tokens | CookieTokens:
@@ -102,20 +106,20 @@ def _add_steps(router: APIRouter) -> None:
         set_cookie(response, SECOND_STEP_COOKIE, "", 0, "strict")
         return given_as_cookies(pair, request, response)
 
-    @router.post("/options", dependencies=_PUBLIC)
+    @router.post("/options", responses=_REFUSED, dependencies=_PUBLIC)
     async def options(body: Step, request: Request) -> PasskeyOptions:
         """Ask one of the account's passkeys in the second step of a login."""
         secret = _browser_secret(request)
         return PasskeyOptions(public_key=await _login(request).step_options(body.mfa_token, browser_secret=secret))
 
-    @router.post("/email/send", status_code=202, dependencies=_PUBLIC)
+    @router.post("/email/send", status_code=202, responses=_REFUSED, dependencies=_PUBLIC)
     async def send_code(body: Step, request: Request) -> None:
         """Mail a code for the second step of a login, if the account has enrolled its address."""
         await _login(request).send_step_code(body.mfa_token, browser_secret=_browser_secret(request))
 
 
 def _add_passkey_logins(router: APIRouter) -> None:
-    @router.post("/passkeys/login/options", dependencies=_PUBLIC)
+    @router.post("/passkeys/login/options", responses=_REFUSED, dependencies=_PUBLIC)
     async def begin(body: PasskeyLoginOptions, request: Request, response: Response) -> PasskeyOptions:
         """Begin a login without a password; the authenticator says whose it is."""
         if body.cookies:
@@ -126,7 +130,7 @@ def _add_passkey_logins(router: APIRouter) -> None:
         response.headers["Cache-Control"] = "no-store"
         return PasskeyOptions(public_key=public_key)
 
-    @router.post("/passkeys/login", responses=_BUSY, dependencies=_PUBLIC)
+    @router.post("/passkeys/login", responses=_REFUSED | _BUSY, dependencies=_PUBLIC)
     async def end(body: PasskeyLogin, request: Request, response: Response) -> Tokens | CookieTokens:
         """End a login without a password."""
         if body.cookies:
