@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.cache import add_cache
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import ConfigurationError
-from svc_infra.security import Organizations
+from svc_infra.security import Organizations, Sessions
 from svc_infra.security.keys.add import add_api_keys
 from svc_infra.security.mfa import required_for_members
 from svc_infra.testing import FakeClock
+from svc_infra.wiring import wiring_of
 from tests.security.conftest import PASSWORD, assert_problem, running
 from tests.security.mfa.conftest import ANA, Owner, owner_of, with_mfa
 from tests.security.test_http import give_roles
@@ -68,8 +69,12 @@ async def test_by_role_it_is_effective_at_once_both_ways(sqlite_db: AsyncDatabas
 async def test_a_role_permits_nothing_before_the_factor_is_proven(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:
     async with ana_with(sqlite_db, clock, mfa={"required": "roles", "roles": ("reader",)}) as ana:
         await give_roles(sqlite_db, ANA, "reader")
+        sessions = wiring_of(ana.client.app).get(Sessions)
+        caller = await sessions.principal(ana.client.tokens["access_token"])
+        assert (caller.lacks_second_factor, caller.roles, caller.permissions) == (True, frozenset(), frozenset())
         await ana.enrol_totp()
-        assert (await ana.client.get("/me")).json()["roles"] == ["reader"]
+        caller = await sessions.principal(ana.client.tokens["access_token"])
+        assert (caller.lacks_second_factor, caller.roles, caller.may("report.read")) == (False, {"reader"}, True)
 
 
 async def test_by_organization(db: AsyncDatabase, clock: FakeClock) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from sqlalchemy import func, select
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.security import Accounts
@@ -12,8 +14,9 @@ from svc_infra.security.accounts.http import accounts_router
 from svc_infra.security.aliases import aliases_router
 from svc_infra.security.cookies import ACCESS_COOKIE, SECOND_STEP_COOKIE
 from svc_infra.security.mfa.add import add_mfa
+from svc_infra.security.mfa.challenges import Challenges
 from svc_infra.security.mfa.models import Challenge
-from svc_infra.security.models import Session
+from svc_infra.security.models import Session, User
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
 from tests.security.conftest import PASSWORD, assert_problem, running, service
@@ -80,6 +83,20 @@ async def test_a_step_ends_with_the_password_and_with_the_account(here: Owner) -
     token = str((await here.log_in("another horse battery")).json()["mfa_token"])
     assert (await here.post("/auth/disable", password="another horse battery")).status_code == 204
     assert_problem(await here.verify(token, here.code()), 401, "invalid_token")
+
+
+async def test_an_account_that_changes_while_a_code_is_looked_at_is_not_opened(
+    here: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.enrol_totp()
+    token, attempt = await here.step(), Challenges.attempt
+
+    async def meanwhile(self: Challenges, session: AsyncSession, challenge: Challenge) -> bool:
+        await session.execute(update(User).where(User.id == here.id).values(password_hash="another"))
+        return await attempt(self, session, challenge)
+
+    monkeypatch.setattr(Challenges, "attempt", meanwhile)
+    assert_problem(await here.verify(token, here.code()), 401, "invalid_credentials")
 
 
 async def test_the_right_password_does_not_forget_wrong_codes(ana: Owner) -> None:
