@@ -74,7 +74,11 @@ async def test_a_role_permits_nothing_before_the_factor_is_proven(sqlite_db: Asy
         assert (caller.lacks_second_factor, caller.roles, caller.permissions) == (True, frozenset(), frozenset())
         await ana.enrol_totp()
         caller = await sessions.principal(ana.client.tokens["access_token"])
-        assert (caller.lacks_second_factor, caller.roles, caller.may("report.read")) == (False, {"reader"}, True)
+        assert (caller.lacks_second_factor, caller.roles, caller.may("report.read")) == (
+            False,
+            frozenset({"reader"}),
+            True,
+        )
 
 
 async def test_by_organization(db: AsyncDatabase, clock: FakeClock) -> None:
