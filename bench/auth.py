@@ -25,7 +25,7 @@ from svc_infra import create_app
 from svc_infra.cache import add_cache
 from svc_infra.config import Settings
 from svc_infra.db.add import add_db
-from svc_infra.security import Accounts
+from svc_infra.security import Accounts, TokenPair
 from svc_infra.security.add import add_auth_users
 from svc_infra.security.http import Identity
 from svc_infra.wiring import wiring_of
@@ -59,7 +59,9 @@ async def service(folder: str, *, cache: str) -> AsyncIterator[tuple[FastAPI, st
         with wiring_of(app).active():
             accounts = wiring_of(app).get(Accounts)
             await accounts.sign_up(email=EMAIL, password=PASSWORD)
-            yield app, (await accounts.login(email=EMAIL, password=PASSWORD)).access_token
+            outcome = await accounts.login(email=EMAIL, password=PASSWORD)
+            assert isinstance(outcome, TokenPair)
+            yield app, outcome.access_token
 
 
 def request(app: FastAPI, path: str, token: str = "") -> Callable[[], Awaitable[None]]:

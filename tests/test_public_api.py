@@ -54,6 +54,7 @@ DOCUMENTED = {
         "RequireABAC",
         "RequireAnyPermission",
         "RequireAnyScope",
+        "RequireFreshAuth",
         "RequirePermission",
         "RequireRoles",
         "RequireScopes",
@@ -63,6 +64,8 @@ DOCUMENTED = {
         "public",
         "register_role",
     ],
+    "svc_infra.security.mfa": ["Factors", "Requirement", "required_for_members"],
+    "svc_infra.security.mfa.add": ["add_mfa"],
     "svc_infra.webhooks": ["WebhookDelivery", "WebhookRetry", "WebhookSignature", "verify_webhook_signature"],
 }
 SAME_THING = [  # one thing, importable from two places

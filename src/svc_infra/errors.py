@@ -13,8 +13,10 @@ SvcInfraError                        500  internal_error
 │   ├── InvalidCredentialsError      401  invalid_credentials
 │   ├── InvalidTokenError            401  invalid_token
 │   │   └── TokenExpiredError        401  token_expired
-│   └── InvalidSignatureError        401  invalid_signature
+│   ├── InvalidSignatureError        401  invalid_signature
+│   └── StaleAuthenticationError     401  insufficient_user_authentication
 ├── ForbiddenError                   403  forbidden
+│   ├── SecondFactorRequiredError    403  second_factor_required
 │   └── TenantRefusedError           403  tenant_refused
 ├── NotFoundError                    404  not_found
 ├── MethodNotAllowedError            405  method_not_allowed
@@ -55,12 +57,14 @@ class SvcInfraError(Exception):
         detail: One sentence for a person; the class's docstring when left out. Shown to the client for every status
             below 500, and for 500s only outside production.
         errors: One mapping for each thing that is wrong (`detail`, and where it is: `pointer` or `loc`).
-        headers: Response headers that belong to the error, such as `Retry-After` or `WWW-Authenticate`.
+        headers: Response headers that belong to the error, beside those that all of its class have.
+        retry_after_seconds: When it may be tried again, as the header `Retry-After`.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal Server Error"
+    own_headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -68,10 +72,14 @@ class SvcInfraError(Exception):
         *,
         errors: Sequence[Mapping[str, Any]] = (),
         headers: Mapping[str, str] | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
         self.detail = detail if detail is not None else (type(self).__doc__ or self.title).strip().splitlines()[0]
         self.errors = tuple(errors)
-        self.headers = dict(headers or {})
+        self.headers = {**self.own_headers, **(headers or {})}
+        self.retry_after_seconds = retry_after_seconds
+        if retry_after_seconds is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_seconds)))
         self.members: dict[str, Any] = {}  # further ones of the problem; they are shown to everybody
         super().__init__(self.detail)
 
@@ -147,15 +155,7 @@ class UnauthorizedError(SvcInfraError):
     status = 401
     code = "unauthorized"
     title = "Unauthorized"
-
-    def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        errors: Sequence[Mapping[str, Any]] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail, errors=errors, headers={"WWW-Authenticate": "Bearer", **(headers or {})})
+    own_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class InvalidCredentialsError(UnauthorizedError):
@@ -186,12 +186,26 @@ class InvalidSignatureError(UnauthorizedError):
     title = "Invalid Signature"
 
 
+class StaleAuthenticationError(UnauthorizedError):
+    """This needs a login that was proven a moment ago: prove it again with `POST /auth/reauthenticate`."""
+
+    code = "insufficient_user_authentication"  # the name that RFC 9470 gives it
+    title = "Insufficient User Authentication"
+
+
 class ForbiddenError(SvcInfraError):
     """The credential is valid but may not do this."""
 
     status = 403
     code = "forbidden"
     title = "Forbidden"
+
+
+class SecondFactorRequiredError(ForbiddenError):
+    """This account must log in with a second factor: enrol one, or prove one that it has."""
+
+    code = "second_factor_required"
+    title = "Second Factor Required"
 
 
 class TenantRefusedError(ForbiddenError):
@@ -251,10 +265,6 @@ class IdempotencyKeyInUseError(ConflictError):
 
     code = "idempotency_key_in_use"
     title = "Idempotency Key In Use"
-
-    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail, headers=_retry_after(retry_after_seconds))
-        self.retry_after_seconds = retry_after_seconds
 
 
 class PreconditionFailedError(SvcInfraError):
@@ -333,8 +343,7 @@ class RateLimitedError(SvcInfraError):
         retry_after_seconds: float | None = None,
         violated_policies: Sequence[str] = (),
     ) -> None:
-        super().__init__(detail, headers=_retry_after(retry_after_seconds))
-        self.retry_after_seconds = retry_after_seconds
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
         if violated_policies:
             self.members["violated-policies"] = list(violated_policies)
 
@@ -370,10 +379,6 @@ class UnavailableError(SvcInfraError):
     code = "unavailable"
     title = "Service Unavailable"
 
-    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail, headers=_retry_after(retry_after_seconds))
-        self.retry_after_seconds = retry_after_seconds
-
 
 class DeadlineExceededError(SvcInfraError, TimeoutError):
     """The work did not finish in the time that it was given."""
@@ -390,7 +395,3 @@ def error_types() -> Iterator[type[SvcInfraError]]:
         kind = pending.pop(0)
         yield kind
         pending = list(kind.__subclasses__()) + pending
-
-
-def _retry_after(seconds: float | None) -> dict[str, str]:
-    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -29,6 +29,7 @@ MODELS = [
     "svc_infra.security.models",
     "svc_infra.security.audit.models",
     "svc_infra.security.keys.models",
+    "svc_infra.security.mfa.models",
     "svc_infra.security.oauth.models",
     "svc_infra.jobs.flows.models",
     "svc_infra.security.organizations.models",
@@ -51,6 +52,7 @@ CHAIN = [
     "0015_api_keys",
     "0016_organizations",
     "0017_oauth",
+    "0018_mfa",
 ]
 
 

@@ -40,6 +40,7 @@ from svc_infra.security.keys.add import add_api_keys
 from svc_infra.security.oauth import github
 from svc_infra.security.oauth.add import add_oauth
 from svc_infra.security.organizations.add import add_organizations
+from svc_infra.security.mfa.add import add_mfa
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.wiring import wiring_of
 from tests.app.serving import served
@@ -55,7 +56,7 @@ ACCOUNT = {"email": "ana@example.com", "password": "correct horse battery"}
 OTHER_ACCOUNT = {"email": "bo@example.com", "password": "correct horse battery"}
 ENDING = [
     *("POST /auth/logout-all", "POST /auth/sessions/revoke-others", "DELETE /auth/sessions/{session_id}"),
-    *("POST /auth/password", "POST /auth/disable", "DELETE /auth/me"),
+    *("POST /auth/password", "POST /auth/disable", "DELETE /auth/me", "POST /auth/reauthenticate"),
 ]
 """What ends the logins of its caller, or can."""
 
@@ -73,6 +74,8 @@ ALSO_ACCEPTED = {
     "POST /auth/unlock": [400],
     "POST /auth/email/confirm": [400],
     "POST /auth/reset-password": [400, 422],
+    "POST /auth/mfa/totp/{factor_id}/confirm": [400],  # no code is right but one
+    "POST /auth/mfa/email/confirm": [400],
     "POST /auth/refresh": [422],  # without cookies the body has the token
     "POST /projects/{project_id}/imports": [422],  # the file is CSV with a `title` column
     "POST /webhooks/endpoints": [422],  # which hosts may be called is known to the guard against forged requests
@@ -274,7 +277,7 @@ def test_the_tracker_answers_a_user_as_it_is_documented(
         ending = {"POST /auth/logout": to_be_ended, **dict.fromkeys(ENDING, other)}  # the others go on
         output = holds(client, document, configured(tmp_path, headers=headers, known=known, by_operation=ending))
         assert client.get("/projects").status_code == 200  # the login has lasted to the end
-    assert "Selected: 36/36" in output
+    assert "Selected: 37/37" in output
     assert seen >= {200, 201, 202, 204, 400, 401, 404, 405, 409, 415, 422}
 
 
@@ -282,7 +285,7 @@ def test_the_tracker_answers_nobody_as_it_is_documented(sqlite_url: str, tmp_pat
     app = create(Settings(app={"env": "test"}, sql={"url": sqlite_url}))
     with serving(app, tmp_path) as (client, document, seen):
         output = holds(client, document, configured(tmp_path, headers={}, known={}, by_operation={}))
-    assert "Selected: 36/36" in output
+    assert "Selected: 37/37" in output
     assert seen >= {201, 400, 401, 405, 415, 422}
 
 
@@ -311,6 +314,22 @@ def test_organizations_keys_and_logins_elsewhere_answer_as_they_are_documented(
         output = holds(client, document, configured(tmp_path, headers=headers, known=known, by_operation={}))
     assert "Selected: 30/30" in output
     assert seen >= {200, 201, 204, 400, 401, 403, 404, 409, 422}
+
+
+def test_second_factors_answer_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:
+    app = create_app(settings=Settings(app={"env": "test"}, mfa={"email_codes": True}))
+    add_db(app, url=sqlite_url)
+    add_auth_users(app)
+    add_mfa(app)
+    with serving(app, tmp_path, "/auth/mfa") as (client, document, seen):
+        client.post("/auth/register", json=ACCOUNT)
+        headers = logged_in(client)
+        client.headers.update(headers)
+        factor = made(client, "/auth/mfa/totp", json={})
+        config = configured(tmp_path, headers=headers, known={"path.factor_id": [factor]}, by_operation={})
+        output = holds(client, document, config, max_examples=MAX_EXAMPLES // 2)
+    assert "Selected: 17/17" in output
+    assert seen >= {200, 201, 202, 400, 401, 404, 422}
 
 
 def test_guards_answer_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:

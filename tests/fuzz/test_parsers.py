@@ -41,7 +41,12 @@ SHORTER_LENGTH, SHORTER_SECONDS = 8 * 1024, 0.1
 
 CLOCK = FakeClock()
 TOKENS = AccessTokens(KeyRing(SecretStr("k" * 32)), issuer="i", audience="a", ttl_seconds=60, clock=CLOCK)
-GENUINE = TOKENS.issue(user_id=UUID(int=1), session_id=UUID(int=2), session_ends_at=CLOCK.now() + timedelta(days=1))[0]
+GENUINE, _ = TOKENS.issue(
+    user_id=UUID(int=1),
+    session_id=UUID(int=2),
+    session_ends_at=CLOCK.now() + timedelta(days=1),
+    authenticated_at=CLOCK.now(),
+)
 PROXIES = {header: TrustedProxies(["192.0.2.0/24"], header=header) for header in ("x-forwarded", "forwarded")}
 HOSTS = TrustedHosts(["api.example.com", "*.example.com"])
 CORS = cors(None, CorsSettings(origins=("https://*.example.com",)))  # type: ignore[arg-type]

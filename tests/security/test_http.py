@@ -364,7 +364,7 @@ def test_openapi_tells_how_to_authenticate(clock: FakeClock) -> None:
         "Bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
     }
     secured = {path for path, methods in schema["paths"].items() for method in methods.values() if "security" in method}
-    own = {"me", "logout", "logout-all", "password", "email", "disable"}
+    own = {"me", "logout", "logout-all", "password", "email", "disable", "reauthenticate"}
     assert secured == {f"/auth/{path}" for path in own} | {
         f"/auth/sessions{path}" for path in ("", "/revoke-others", "/{session_id}")
     }

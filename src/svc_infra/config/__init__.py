@@ -21,6 +21,7 @@ from svc_infra.config.settings import (
     HttpClientSettings,
     JobsSettings,
     MailSettings,
+    MfaSettings,
     RedisSettings,
     Settings,
     SqlSettings,
@@ -30,7 +31,7 @@ from svc_infra.config.telemetry import LogSettings, MetricsSettings, OtelSetting
 
 __all__ = [
     "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
-    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings", "OtelSettings",
-    "RateLimitSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
-    "likely_typos", "list_settings",
+    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings",
+    "MfaSettings", "OtelSettings", "RateLimitSettings", "RedisSettings", "Secrets", "Section", "Settings",
+    "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
 ]  # fmt: skip

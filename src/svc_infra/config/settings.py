@@ -128,6 +128,28 @@ class SecuritySettings(Section):
     strict_routes: bool = Field(False, description="Start only when every route says who may call it.")
 
 
+class MfaSettings(Section):
+    """Second factors and passkeys: `MFA_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="MFA_")
+
+    required: Literal["off", "roles", "all"] = Field(
+        "off", description="Who can do nothing without a second factor: nobody, who has one of MFA_ROLES, everybody."
+    )
+    roles: Many = Field(("admin",), description="Whose holders need one, with MFA_REQUIRED=roles.")
+    issuer: str | None = Field(None, description="What authenticator apps show; by default `APP_NAME`.")
+    email_codes: bool = Field(False, description="Offer codes by mail: weak, so not what MFA_REQUIRED asks for.")
+    rp_id: str | None = Field(
+        None,
+        description="The domain that passkeys belong to; by default localhost in local and test, needed elsewhere.",
+    )
+    origins: Many = Field(
+        (), description="The pages' origins that passkeys may be used from; by default https://<MFA_RP_ID>."
+    )
+    page_url: str = Field("/second-factor", description="The page that asks for the factor after an OAuth login.")
+    step_ttl_seconds: PositiveSeconds = Field(300.0, description="How long the second step of a login may take.")
+
+
 class MailSettings(Section):
     """Mail: `MAIL_*`. The server's password is the secret `MAIL_SMTP_PASSWORD`."""
 
@@ -209,6 +231,7 @@ class Settings(BaseModel):
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
+    mfa: MfaSettings = Field(default_factory=MfaSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)

@@ -2,7 +2,7 @@
 
 - `accounts`: register, log in, recover, the `/auth` routes · `passwords`: which are accepted, argon2id in a pool
 - `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens
-- `oauth`: logging in with other providers
+- `oauth`: logging in with other providers · `mfa`: second factors and passkeys · `methods`: how a login was proven
 - `lockout`: how often somebody may guess, at whatever factor
 - `audit`: who did what · `organizations`: the tenants, their members, invitations and teams
 - `keys`: API keys · `principal`: who a request acts for

@@ -10,12 +10,18 @@ from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
-from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
+from svc_infra.errors import (
+    ConfigurationError,
+    ForbiddenError,
+    InvalidTokenError,
+    SecondFactorRequiredError,
+    UnauthorizedError,
+)
 from svc_infra.obs import context
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.keys import ApiKeys
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions import Sessions
+from svc_infra.security.sessions import SecondFactors, Sessions
 from svc_infra.wiring import wiring_of
 
 T = TypeVar("T")
@@ -39,8 +45,19 @@ class _Optional(SecurityBase):
             UnauthorizedError: There is a credential, and it is neither a valid access token of a live login nor a live
                 key; or there are two.
             ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+            SecondFactorRequiredError: The account must have a second factor, and the login was not proven with one.
         """
-        return await identify_user(connection)
+        caller = await identify_user(connection)
+        if caller is not None:
+            self.check_factors(connection, caller)
+        return caller
+
+    def check_factors(self, connection: HTTPConnection, caller: Principal) -> None:
+        """Refuse a login that lacks the second factor that its account must have."""
+        if caller.lacks_second_factor:
+            refusal = SecondFactorRequiredError()
+            refusal.members["enrol_url"] = wiring_of(connection.app).get(SecondFactors).enrol_url
+            raise refusal
 
 
 class _Caller(_Optional):
@@ -52,10 +69,12 @@ class _Caller(_Optional):
         Raises:
             UnauthorizedError: There is no credential, or it is not valid.
             ForbiddenError: The caller is another one than the route wants, or as for a cookie.
+            SecondFactorRequiredError: As for `get_optional_user`.
         """
         caller = await identify_user(connection)
         if caller is None:
             raise UnauthorizedError
+        self.check_factors(connection, caller)
         self.check(caller)
         return caller
 
@@ -81,14 +100,27 @@ class _Login(_Caller):
             raise ForbiddenError("This needs a login: it cannot be done with a key.")
 
 
+class _LimitedLogin(_Login):
+    """Any login, also one that lacks its second factor: only for what proves one, enrols one, or ends the login."""
+
+    route_policy = "login, also without its second factor"
+
+    def check_factors(self, connection: HTTPConnection, caller: Principal) -> None:
+        """Let it pass."""
+
+
 get_optional_user = _Optional()
 get_caller = _Caller()
 get_current_user = _User()
 get_login = _Login()
+get_limited_login = _LimitedLogin()
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the credential is verified once."""
+    """Who is calling, for what runs before a route's own dependencies; the credential is verified once.
+
+    What the caller may do is not decided here: `lacks_second_factor` is refused by the route's dependencies.
+    """
     via: Literal["jwt", "cookie"] = "jwt"
     token = _bearer_token(connection.scope["headers"])
     key = _api_key(connection, token)
@@ -158,6 +190,7 @@ def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
 Caller = Annotated[Principal, Security(get_caller)]
 Identity = Annotated[Principal, Security(get_current_user)]
 LoggedIn = Annotated[Principal, Security(get_login)]
+LimitedLogin = Annotated[Principal, Security(get_limited_login)]
 OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -21,6 +22,10 @@ class Principal:
         scopes: What the credential is limited to; None when it carries everything that the caller may.
         via: The kind of credential.
         session_id: The login that the credential belongs to.
+        methods: How the login was proven (RFC 8176), such as `pwd`, `otp` and `mfa`; nothing for a key.
+        authenticated_at: When that was last done; None for a key, which is never fresh.
+        lacks_second_factor: Whether the account must have a second factor that the login was not proven with. It may do
+            nothing but enrol or prove one, and has neither roles nor permissions.
         tenant_id: The only tenant that the credential is good for; None when it is not bound to one.
         api_key_id: The key that was shown; None for a login.
         is_service: Whether this is a service of the tenant, and no user.
@@ -33,6 +38,9 @@ class Principal:
     scopes: frozenset[str] | None = None
     via: Via = "jwt"
     session_id: UUID | None = None
+    methods: tuple[str, ...] = ()
+    authenticated_at: datetime | None = None
+    lacks_second_factor: bool = False
     tenant_id: str | None = None
     api_key_id: UUID | None = None
     is_service: bool = False

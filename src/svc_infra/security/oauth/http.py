@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,11 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.errors import BadRequestError, ForbiddenError
-from svc_infra.security.accounts.http import Body, Tokens, device_of, given, given_as_cookies, set_cookie
+from svc_infra.security.accounts.http import (
+    SECOND_STEP,
+    answered,
+    bound_to_browser,
+    device_of,
+    given_as_cookies,
+    set_cookie,
+)
+from svc_infra.security.accounts.schemas import Body, Tokens
 from svc_infra.security.http import Identity, shared
 from svc_infra.security.oauth.flow import MAX_NEXT_CHARACTERS, MAX_STATE_CHARACTERS
 from svc_infra.security.oauth.link import OAuthIdentities
-from svc_infra.security.oauth.login import Begun, OAuthLogin
+from svc_infra.security.oauth.login import Begun, Ended, OAuthLogin
+from svc_infra.security.sessions import Device, TokenPair
 from svc_infra.wiring import wiring_of
 
 MAX_CODE_CHARACTERS = 4096
@@ -84,7 +94,9 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         return _with_cookie(JSONResponse(_started(begun).model_dump()), begun, request)
 
     @router.get(
-        "/callback", response_model=Tokens, responses={303: {"description": "To the page that the login began with."}}
+        "/callback",
+        response_model=Tokens,
+        responses=SECOND_STEP | {303: {"description": "To the page that the login began with."}},
     )
     async def callback(
         request: Request,
@@ -97,16 +109,11 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         for name in ("state", "code", "error", "iss"):
             if len(request.query_params.getlist(name)) > 1:  # RFC 6749, 3.1
                 raise BadRequestError(f"The parameter {name} was sent more than once.")
+        device = device_of(request, keeps_cookies=_is_browser(request))
         ended = await shared(request, OAuthLogin).end(
-            state=state, code=code, error=error, issuer=iss, cookies=request.cookies, device=device_of(request)
+            state=state, code=code, error=error, issuer=iss, cookies=request.cookies, device=device
         )
-        response: Response = RedirectResponse(ended.flow.next, 303)
-        if ended.pair is not None and _is_browser(request):
-            given_as_cookies(ended.pair, request, response)
-        elif ended.pair is not None:
-            response = JSONResponse(given(ended.pair, response).model_dump())
-        elif not _is_browser(request):
-            response = Response(status_code=204)
+        response = _ended(ended, request, device)
         set_cookie(response, ended.flow.cookie_name, "", 0, "lax")
         return _private(response)
 
@@ -136,6 +143,23 @@ def _add_identities(router: APIRouter, prefix: str) -> None:
     async def unlink(identity_id: UUID, request: Request, user: Identity, session: DbSession) -> None:
         """Take an identity from the account that is logged in, freshly, unless there is no other way to log in."""
         await _identities(request).unlink(session, user.id, user.session_id, identity_id)
+
+
+def _ended(ended: Ended, request: Request, device: Device) -> Response:
+    there = RedirectResponse(ended.flow.next, 303)
+    outcome = ended.outcome
+    if outcome is None:
+        return there if device.keeps_cookies else Response(status_code=204)
+    if not device.keeps_cookies:
+        answer = answered(outcome, request, there, device=device)
+        return answer if isinstance(answer, Response) else JSONResponse(answer.model_dump())
+    if isinstance(outcome, TokenPair):
+        given_as_cookies(outcome, request, there)
+        return there
+    # Behind the `#`, where neither a server's log nor another page sees it.
+    asked = {"mfa_token": outcome.token, "methods": ",".join(outcome.methods), "next": ended.flow.next}
+    page = wiring_of(request.app).settings.mfa.page_url
+    return bound_to_browser(RedirectResponse(f"{page}#{urlencode(asked)}", 303), outcome)
 
 
 def _is_browser(request: Request) -> bool:

@@ -17,19 +17,24 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
 from svc_infra.db import AsyncDatabase
-from svc_infra.errors import ConflictError, ForbiddenError, NotFoundError, UnauthorizedError
+from svc_infra.errors import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    SecondFactorRequiredError,
+    UnauthorizedError,
+)
 from svc_infra.obs import context
 from svc_infra.security.accounts import Accounts
 from svc_infra.security.audit import AuditTrail
+from svc_infra.security.methods import FEDERATED, FRESH_SECONDS, not_fresh
 from svc_infra.security.models import HasAccount, Session
 from svc_infra.security.oauth.client import ProvenIdentity, ProviderTokens
 from svc_infra.security.oauth.models import OAuthIdentity
-from svc_infra.security.sessions import Device, LiveSessions, Sessions, TokenPair
+from svc_infra.security.sessions import Device, LiveSessions, SecondStep, Sessions, TokenPair
 from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock, new_id
 
-FRESH_SECONDS = 900.0
-"""How old a login may be that adds or removes a way to log in."""
 MAX_IDENTITIES = 20
 """Identities of one account."""
 
@@ -69,8 +74,10 @@ class OAuthIdentities:
         self._keep_tokens = keep_tokens
         self._clock = clock
 
-    async def log_in(self, proven: ProvenIdentity, device: Device) -> TokenPair:
-        """Open a login for whom a provider vouches for, in a unit of work of its own; newcomers get an account.
+    async def log_in(self, proven: ProvenIdentity, device: Device) -> TokenPair | SecondStep:
+        """Open a login, or its second step, for whom a provider vouches for, in a unit of work of its own.
+
+        Newcomers get an account.
 
         Raises:
             ForbiddenError: The account is disabled, or a newcomer's address is not verified.
@@ -90,18 +97,22 @@ class OAuthIdentities:
             identity.last_login_at = now
             context.current().principal_id = str(identity.user_id)
             await self._record(session, "oauth.logged_in", identity)
-            return await self._sessions.open(session, identity.user_id, device)
+            return await self._sessions.admit(session, identity.user_id, device, methods=(FEDERATED,))
 
     async def link(self, proven: ProvenIdentity, user_id: UUID, session_id: UUID) -> OAuthIdentity:
         """Link an identity to the account that asked for it, in a unit of work of its own.
 
         Raises:
             UnauthorizedError: The login that asked has ended, or is not fresh any more.
+            SecondFactorRequiredError: The account must have a second factor that this login lacks.
             ForbiddenError: An address is not verified: the account's, or the one at the provider.
             ConflictError: The identity belongs to another account, or the account has too many.
         """
-        if await self._live.find(session_id, user_id) is None:
+        login = await self._live.find(session_id, user_id)
+        if login is None:
             raise UnauthorizedError("The login that asked for this has ended: log in again.")
+        if login.lacks_second_factor:
+            raise SecondFactorRequiredError
         async with self._db.session() as session:
             user = await self.fresh_owner(session, user_id, session_id)
             context.current().principal_id = str(user_id)
@@ -127,13 +138,13 @@ class OAuthIdentities:
             lock: Let nobody else change the account in this unit of work.
 
         Raises:
-            UnauthorizedError: The login is older than `FRESH_SECONDS`.
+            StaleAuthenticationError: The login was proven longer ago than `FRESH_SECONDS`.
         """
         login = await session.get(Session, session_id) if session_id is not None else None
         user = await session.get(self._user, user_id, with_for_update=lock)
         since = self._clock.now() - timedelta(seconds=FRESH_SECONDS)
-        if user is None or login is None or login.user_id != user_id or login.created_at < since:
-            raise UnauthorizedError("This changes how one can log in: log in again first.")
+        if user is None or login is None or login.user_id != user_id or login.authenticated_at < since:
+            raise not_fresh()
         return user
 
     async def list(self, session: AsyncSession, user_id: UUID) -> list[OAuthIdentity]:
@@ -145,7 +156,7 @@ class OAuthIdentities:
         """Take an identity from an account, in this unit of work.
 
         Raises:
-            UnauthorizedError: The login is not fresh.
+            StaleAuthenticationError: The login is not fresh.
             NotFoundError: The account has no such identity.
             ConflictError: It is the only way to log in to the account.
         """

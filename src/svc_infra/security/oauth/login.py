@@ -11,7 +11,7 @@ from svc_infra.obs.metrics import metrics
 from svc_infra.security.oauth.client import ProviderClient
 from svc_infra.security.oauth.flow import Flow, Flows, checked_next
 from svc_infra.security.oauth.link import OAuthIdentities
-from svc_infra.security.sessions import Device, TokenPair
+from svc_infra.security.sessions import Device, SecondStep, TokenPair
 from svc_infra.types import Clock
 
 
@@ -38,11 +38,11 @@ class Ended:
 
     Attributes:
         flow: What was under way.
-        pair: The login's tokens; None after a link.
+        outcome: The login's tokens, or its second step; None after a link.
     """
 
     flow: Flow
-    pair: TokenPair | None
+    outcome: TokenPair | SecondStep | None
 
 
 class OAuthLogin:

@@ -23,7 +23,9 @@ from sqlalchemy.orm import ORMExecuteState, object_session
 from svc_infra.cache import Cache, cached
 from svc_infra.db import AsyncDatabase, after_commit
 from svc_infra.db.unit_of_work import UnitOfWork
+from svc_infra.security.methods import MULTIPLE
 from svc_infra.security.models import HasAccount, Session
+from svc_infra.security.sessions.second_step import SecondFactors
 from svc_infra.types import Clock, SystemClock
 from svc_infra.wiring import current_wiring
 
@@ -41,6 +43,9 @@ class Live:
     email: str
     roles: tuple[str, ...]
     expires_at: datetime
+    authenticated_at: datetime
+    methods: tuple[str, ...]
+    lacks_second_factor: bool
 
 
 class LiveSessions:
@@ -49,6 +54,7 @@ class LiveSessions:
     Args:
         db: Where they are kept.
         user_model: The app's users.
+        second_factors: Knows whose login needs a second factor; None where nobody's does.
         cache: Where they are remembered; None reads the database each time.
         ttl_seconds: For how long at most.
         clock: Where the time comes from.
@@ -59,12 +65,14 @@ class LiveSessions:
         db: AsyncDatabase,
         user_model: type[HasAccount],
         *,
+        second_factors: SecondFactors | None = None,
         cache: Cache | None = None,
         ttl_seconds: float = 30.0,
         clock: Clock | None = None,
     ) -> None:
         self._db = db
         self._user = user_model
+        self._second_factors = second_factors
         self._cache = cache
         self._clock = clock or SystemClock()
         self._remembered: Callable[[str, str], Awaitable[Live | None]] | None = None
@@ -100,7 +108,7 @@ class LiveSessions:
     async def _read(self, session_id: UUID, user_id: UUID) -> Live | None:
         user = self._user
         wanted = (
-            select(user.id, user.email, user.roles, Session.expires_at)
+            select(user.id, user.email, user.roles, Session.expires_at, Session.authenticated_at, Session.methods)
             .join(Session, Session.user_id == user.id)
             .where(
                 Session.id == session_id,
@@ -112,16 +120,24 @@ class LiveSessions:
         )
         async with self._db.session(read_only=True) as session:
             row = (await session.execute(wanted)).one_or_none()
-        return None if row is None else Live(row.id, row.email, tuple(row.roles), row.expires_at)
+            if row is None:
+                return None
+            methods, roles = tuple(row.methods.split()), tuple(row.roles)
+            lacks = (
+                self._second_factors is not None
+                and MULTIPLE not in methods
+                and await self._second_factors.is_required(session, row.id, roles)
+            )
+        return Live(row.id, row.email, roles, row.expires_at, row.authenticated_at, methods, lacks)
 
 
 def _reader(read: Callable[[UUID, UUID], Awaitable[Live | None]]) -> Callable[[str, str], Any]:
     """A function whose arguments are plain texts, which are named the fastest."""
 
-    async def live_session(session_id: str, user_id: str) -> Live | None:
+    async def live_login(session_id: str, user_id: str) -> Live | None:
         return await read(UUID(session_id), UUID(user_id))
 
-    return live_session
+    return live_login
 
 
 def _tag(kind: str, identifier: str) -> str:

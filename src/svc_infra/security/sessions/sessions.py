@@ -20,7 +20,6 @@ import hmac
 import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from secrets import token_urlsafe
@@ -35,9 +34,12 @@ from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security.access.policy import Policy
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
+from svc_infra.security.methods import combined
 from svc_infra.security.models import HasAccount, RefreshToken, Session, User
 from svc_infra.security.principal import Principal
+from svc_infra.security.sessions.device import Device, Renewed, TokenPair
 from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED, LiveSessions
+from svc_infra.security.sessions.second_step import SecondFactors, SecondStep
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
 
@@ -46,25 +48,6 @@ MAX_LISTED = 100
 """Logins given in one list."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where a login comes from; empty where unknown."""
-
-    user_agent: str = ""
-    ip: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPair:
-    """What a client needs to stay logged in."""
-
-    access_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
-    expires_in_seconds: int
-    session_id: UUID
-    session_ends_in_seconds: int
 
 
 class Sessions:
@@ -77,6 +60,7 @@ class Sessions:
         tokens: Makes and verifies the access tokens.
         keys: Where the keys for refresh tokens and address hashes come from.
         policy: What the roles permit.
+        second_factors: Knows whose login needs a second factor; None where nobody's does.
         user_model: Whose they are.
         ttl_seconds: How long a login lasts, however often it is refreshed.
         grace_seconds: How long the previous refresh token still gives its successor; 0 for not at all.
@@ -92,6 +76,7 @@ class Sessions:
         keys: KeyRing,
         policy: Policy,
         *,
+        second_factors: SecondFactors | None = None,
         user_model: type[HasAccount] = User,
         ttl_seconds: float,
         grace_seconds: float,
@@ -101,6 +86,7 @@ class Sessions:
         self._live = live
         self._trail = trail
         self._tokens = tokens
+        self._second_factors = second_factors
         self._user = user_model
         self._policy = policy
         self._successor_keys = keys.derived("refresh-token")
@@ -109,21 +95,42 @@ class Sessions:
         self._grace = timedelta(seconds=grace_seconds)
         self._clock = clock or SystemClock()
 
-    async def open(self, session: AsyncSession, user_id: UUID, device: Device) -> TokenPair:
-        """Begin a login in this unit of work. The caller has verified who it is for."""
+    async def admit(
+        self, session: AsyncSession, user_id: UUID, device: Device, *, methods: Sequence[str]
+    ) -> TokenPair | SecondStep:
+        """Begin a login in this unit of work, or its second step where one factor is not enough.
+
+        Args:
+            session: The unit of work.
+            user_id: Who has proven the first factor.
+            device: Where the login comes from.
+            methods: What was proven, in the words of `svc_infra.security.methods`.
+        """
+        if self._second_factors is not None:
+            step = await self._second_factors.ask(session, user_id, device, methods=methods)
+            if step is not None:
+                return step
+        return await self.open(session, user_id, device, methods=methods)
+
+    async def open(
+        self, session: AsyncSession, user_id: UUID, device: Device, *, methods: Sequence[str] = ()
+    ) -> TokenPair:
+        """Begin a login in this unit of work. The caller has verified who it is for, by every factor that it needs."""
         now = self._clock.now()
         login = Session(
             id=new_id(),
             user_id=user_id,
             user_agent=device.user_agent[:256],
             ip_hash=hmac.digest(self._ip_key, device.ip.encode(), "sha256").hex() if device.ip else "",
+            methods=" ".join(combined(methods)),
+            authenticated_at=now,
             created_at=now,
             last_seen_at=now,
             expires_at=now + self._ttl,
         )
         session.add(login)
         await session.flush()
-        where = {"user_id": str(user_id), "user_agent": login.user_agent}
+        where = {"user_id": str(user_id), "user_agent": login.user_agent, "methods": login.methods}
         await self._trail.record(session, "session.opened", target=f"session:{login.id}", after=where)
         refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
         session.add(_row(new_id(), refresh_token, login, now))
@@ -153,14 +160,52 @@ class Sessions:
         live = await self._live.find(claims.session_id, claims.user_id)
         if live is None or live.user_id != claims.user_id:
             raise _ended()
+        if claims.authenticated_at < live.authenticated_at.replace(microsecond=0):
+            raise InvalidTokenError("The login was proven again since: use the token that it got then, or refresh.")
+        roles = () if live.lacks_second_factor else live.roles
         return Principal(
             id=live.user_id,
             email=live.email,
-            roles=frozenset(live.roles),
-            permissions=self._policy.permissions(live.roles),
+            roles=frozenset(roles),
+            permissions=self._policy.permissions(roles),
             via=via,
             session_id=claims.session_id,
+            methods=live.methods,
+            authenticated_at=claims.authenticated_at,
+            lacks_second_factor=live.lacks_second_factor,
         )
+
+    async def renew(self, session: AsyncSession, session_id: UUID, *, methods: Sequence[str]) -> Renewed:
+        """Note in this unit of work that a login was proven again, by whom it belongs to; its older access tokens end.
+
+        Args:
+            session: The unit of work.
+            session_id: The login; no other one of the account is any fresher for it.
+            methods: What was proven, beside what was before.
+
+        Raises:
+            InvalidTokenError: The login has ended meanwhile.
+        """
+        login = await self._locked(session, session_id)
+        login.authenticated_at = self._clock.now()
+        login.methods = " ".join(combined(login.methods.split(), methods))
+        after = {"methods": " ".join(methods)}
+        await self._trail.record(session, "session.reauthenticated", target=f"session:{session_id}", after=after)
+        return Renewed(*self._access_token(login))
+
+    async def add_methods(self, session: AsyncSession, session_id: UUID, methods: Sequence[str]) -> None:
+        """Note in this unit of work that a login has proven further factors, which makes it no fresher.
+
+        Raises:
+            InvalidTokenError: The login has ended meanwhile.
+        """
+        login = await self._locked(session, session_id)
+        login.methods = " ".join(combined(login.methods.split(), methods))
+
+    def is_fresh(self, user: Principal, *, max_age_seconds: float) -> bool:
+        """Whether a caller has proven who it is within this time; a key never has."""
+        at = user.authenticated_at
+        return at is not None and self._clock.now() - at <= timedelta(seconds=max_age_seconds)
 
     async def list(self, session: AsyncSession, user_id: UUID, *, limit: int = MAX_LISTED) -> list[Session]:
         """The logins of a user that are alive, the one that was seen last first."""
@@ -272,11 +317,25 @@ class Sessions:
         return _ended()  # its key left the ring within the grace time
 
     def _pair(self, login: Session, refresh_token: str) -> TokenPair:
-        access_token, expires_in = self._tokens.issue(
-            user_id=login.user_id, session_id=login.id, session_ends_at=login.expires_at
-        )
+        access_token, expires_in = self._access_token(login)
         ends_in = int((login.expires_at - self._clock.now()).total_seconds())
         return TokenPair(access_token, refresh_token, expires_in, login.id, ends_in)
+
+    def _access_token(self, login: Session) -> tuple[str, int]:
+        return self._tokens.issue(
+            user_id=login.user_id,
+            session_id=login.id,
+            session_ends_at=login.expires_at,
+            authenticated_at=login.authenticated_at,
+            methods=login.methods.split(),
+        )
+
+    async def _locked(self, session: AsyncSession, session_id: UUID) -> Session:
+        wanted = select(Session).where(self._alive(), Session.id == session_id).with_for_update()
+        login = (await session.scalars(wanted.execution_options(populate_existing=True))).one_or_none()
+        if login is None:
+            raise _ended()
+        return login
 
 
 def _row(
