@@ -15,7 +15,8 @@ SvcInfraError                        500  internal_error
 │   │   └── TokenExpiredError        401  token_expired
 │   └── InvalidSignatureError        401  invalid_signature
 ├── ForbiddenError                   403  forbidden
-│   └── TenantRefusedError           403  tenant_refused
+│   ├── TenantRefusedError           403  tenant_refused
+│   └── ImpersonationEndedError      403  impersonation_ended
 ├── NotFoundError                    404  not_found
 ├── MethodNotAllowedError            405  method_not_allowed
 ├── RequestTimeoutError              408  request_timeout
@@ -148,14 +149,8 @@ class UnauthorizedError(SvcInfraError):
     code = "unauthorized"
     title = "Unauthorized"
 
-    def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        errors: Sequence[Mapping[str, Any]] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail, errors=errors, headers={"WWW-Authenticate": "Bearer", **(headers or {})})
+    def __init__(self, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **more: Any) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer", **(headers or {})}, **more)
 
 
 class InvalidCredentialsError(UnauthorizedError):
@@ -199,6 +194,13 @@ class TenantRefusedError(ForbiddenError):
 
     code = "tenant_refused"
     title = "Tenant Refused"
+
+
+class ImpersonationEndedError(ForbiddenError):
+    """This login does not act as another user any more: send the request again to act as yourself."""
+
+    code = "impersonation_ended"
+    title = "Impersonation Ended"
 
 
 class NotFoundError(SvcInfraError):

@@ -128,6 +128,22 @@ class SecuritySettings(Section):
     strict_routes: bool = Field(False, description="Start only when every route says who may call it.")
 
 
+class AdminSettings(Section):
+    """Admins who act as users: `ADMIN_*`. Their cookie is signed with the secret `ADMIN_IMPERSONATION_SECRET`.
+
+    Where that is not set, it is signed with `APP_SECRET`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ADMIN_")
+
+    optional_secrets: ClassVar[tuple[str, ...]] = (
+        "ADMIN_IMPERSONATION_SECRET", "ADMIN_IMPERSONATION_SECRET_PREVIOUS", "APP_SECRET",
+    )  # fmt: skip
+
+    impersonation_ttl: Annotated[int, Field(gt=0, le=3600)] = Field(900, description="Seconds; at most an hour.")
+    impersonation_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")] = "impersonation"
+
+
 class MailSettings(Section):
     """Mail: `MAIL_*`. The server's password is the secret `MAIL_SMTP_PASSWORD`."""
 
@@ -209,6 +225,7 @@ class Settings(BaseModel):
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)

@@ -5,6 +5,6 @@
 """
 
 from svc_infra.security.sessions.live import LiveSessions
-from svc_infra.security.sessions.sessions import Device, Sessions, TokenPair
+from svc_infra.security.sessions.sessions import Device, Ended, Sessions, TokenPair
 
-__all__ = ["Device", "LiveSessions", "Sessions", "TokenPair"]
+__all__ = ["Device", "Ended", "LiveSessions", "Sessions", "TokenPair"]
