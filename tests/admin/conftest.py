@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -26,6 +26,7 @@ from svc_infra.security.keys.add import add_api_keys
 from svc_infra.security.models import User
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
+from tests.conftest import postgres_database
 from tests.security.conftest import PASSWORD, Client, running, service
 
 HEADER = "x-impersonating"
@@ -154,26 +155,42 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture
-async def stage(db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Stage]:
-    """On each engine."""
-    async with staged(an_app(db, clock), db, clock) as stage:
-        yield stage
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Client, AsyncDatabase]]:
-    """One app for all tests of a module: starting it takes longer than any of them."""
-    database = AsyncDatabase(f"sqlite:///{tmp_path_factory.mktemp('admin')}/test.db")
-    clock = FakeClock()
+@asynccontextmanager
+async def _shared(url: str) -> AsyncIterator[Stage]:
+    database, clock = AsyncDatabase(url), FakeClock()
     async with running(an_app(database, clock), clock) as client:
-        yield client, database
+        yield Stage(client, database)
     await database.dispose()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_sqlite(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """One app for all tests of a module: starting it takes longer than any of them."""
+    async with _shared(f"sqlite:///{tmp_path_factory.mktemp('admin')}/test.db") as stage:
+        yield stage
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgres"])
+async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """The same on each engine."""
+    with ExitStack() as stack:
+        if request.param == "postgres":
+            url = stack.enter_context(postgres_database(request.getfixturevalue("postgres_server")))
+        else:
+            url = f"sqlite:///{tmp_path_factory.mktemp('admin')}/test.db"
+        async with _shared(url) as stage:
+            yield stage
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def sqlite_stage(shared_client: tuple[Client, AsyncDatabase]) -> AsyncIterator[Stage]:
+async def stage(shared: Stage) -> AsyncIterator[Stage]:
+    """On each engine, with people of the test's own."""
+    with wiring_of(shared.client.app).active():
+        yield await people(shared.client, shared.db)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def sqlite_stage(shared_sqlite: Stage) -> AsyncIterator[Stage]:
     """For what does not depend on the engine."""
-    client, database = shared_client
-    with wiring_of(client.app).active():
-        yield await people(client, database)
+    with wiring_of(shared_sqlite.client.app).active():
+        yield await people(shared_sqlite.client, shared_sqlite.db)

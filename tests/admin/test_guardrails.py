@@ -145,6 +145,7 @@ ENDS: dict[str, tuple[Callable[[Stage, Person, Person], Awaitable[None]], bool, 
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_what_ends_it_ends_it_at_once_and_is_on_record(stage: Stage) -> None:
     for number, (case, (end, login_lives, reason)) in enumerate(ENDS.items()):
         ada, bob = await stage.newcomer(f"ada{number}", "admin"), await stage.newcomer(f"bob{number}")
@@ -164,8 +165,10 @@ async def test_what_ends_it_ends_it_at_once_and_is_on_record(stage: Stage) -> No
         stopped = (await stage.entries("admin.impersonation.stopped"))[before:]
         if end is let_time_pass:  # nobody has noticed yet
             assert stopped == []
-            assert await end_expired_impersonations() == 1
+            assert await end_expired_impersonations() >= 1
+            assert await end_expired_impersonations() == 0
             stopped = (await stage.entries("admin.impersonation.stopped"))[before:]
+            stopped = [entry for entry in stopped if entry.actor_id == str(ada.id)]
             assert (stopped[0].actor_id, stopped[0].acting_as) == (str(ada.id), str(bob.id))
         [entry] = stopped
         told = json.loads(entry.after or "")

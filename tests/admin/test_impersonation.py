@@ -16,6 +16,7 @@ from tests.admin.conftest import HEADER, Stage, an_app, staged
 from tests.security.conftest import PASSWORD, assert_problem
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_an_admin_acts_as_a_user_until_stopped(stage: Stage) -> None:
     ada, bob = await stage.person("ada"), str(stage.ids["bob"])
     started = await ada.start(bob)
@@ -198,6 +199,7 @@ async def test_an_api_key_neither_begins_nor_goes_on(sqlite_stage: Stage) -> Non
         assert_problem(answer, 403, "forbidden")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_login_acts_as_one_user_at_a_time_and_never_through_another(stage: Stage) -> None:
     ada, bob, sue = await stage.person("ada"), stage.ids["bob"], stage.ids["sue"]
     await ada.start(bob)
