@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from svc_infra.admin.impersonation import Impersonation
 from svc_infra.api.fastapi.admin import add_admin
@@ -84,7 +84,7 @@ class Stage:
     db: AsyncDatabase
     number: int = 0
     ids: dict[str, UUID] = field(default_factory=dict)
-    first: int = 0
+    first: UUID = field(default_factory=lambda: UUID(int=0))
 
     @property
     def accounts(self) -> Accounts:
@@ -115,7 +115,7 @@ class Stage:
             await self.accounts.set_roles(session, user_id, roles)
 
     async def entries(self, action: str = "") -> list[AuditEntry]:
-        wanted = select(AuditEntry).where(AuditEntry.sequence > self.first).order_by(AuditEntry.sequence)
+        wanted = select(AuditEntry).where(AuditEntry.id > self.first).order_by(AuditEntry.id)
         async with self.db.session(read_only=True) as session:
             return [entry for entry in await session.scalars(wanted) if entry.action.startswith(action)]
 
@@ -139,7 +139,8 @@ async def people(client: Client, db: AsyncDatabase) -> Stage:
     for name, roles in ROLES.items():
         await stage.enter(name, *roles)
     async with db.session(read_only=True) as session:
-        stage.first = await session.scalar(select(func.max(AuditEntry.sequence))) or 0
+        newest = await session.scalar(select(AuditEntry.id).order_by(AuditEntry.id.desc()).limit(1))
+        stage.first = newest or stage.first
     return stage
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
@@ -24,6 +25,7 @@ from svc_infra.types import new_id
 from tests.security.conftest import SECRET, sessions_for
 
 TTL = 900
+EXAMPLES = int(os.environ.get("ADMIN_HISTORIES", "12"))
 POLICY = Policy()
 
 
@@ -86,7 +88,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 async def test_every_history_follows_the_rules(steps: list[tuple[str, int, int]], room: Room) -> None:
     """Against a model: a token is good for who began it, for its time, until the same login does anything else."""
