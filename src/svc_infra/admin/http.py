@@ -4,13 +4,14 @@ To look at something needs the permission for it; to change something needs the 
 """
 
 import json
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -39,7 +40,24 @@ _MFA = "svc_infra.security.mfa"
 
 T = TypeVar("T")
 
+
+def _spelled(moment: object) -> object:
+    """A date as RFC 3339 writes it: a number could be seconds or anything."""
+    if not isinstance(moment, str) or moment[4:5] != "-":
+        raise ValueError("write it as 2026-01-31T12:00:00Z")
+    return moment
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC, if it has a date there."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("beyond the calendar") from None
+
+
 Limit = Annotated[int, Query(ge=1, le=100)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_spelled), AfterValidator(_in_utc)]
 Text = Annotated[str | None, Query(min_length=1, max_length=200)]
 UserId = Annotated[str | None, Query(min_length=1, max_length=64)]
 Role = Annotated[str | None, Query(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
@@ -211,8 +229,8 @@ async def _trail_query(
     action: Annotated[Text, Query(description="With a dot at its end: everything that begins so.")] = None,
     outcome: Annotated[str | None, Query(pattern="^(success|failure)$")] = None,
     tenant_id: Annotated[str | None, Query(max_length=64, description="Empty for the service's own.")] = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     before: UUID | None = None,
     limit: Limit = 50,
 ) -> TrailQuery:
@@ -283,6 +301,7 @@ def _add_logins_and_keys(router: APIRouter) -> None:
     @router.post("/users/{user_id}/sessions/revoke", **_needs("security.session.revoke"))
     async def revoke_logins(user_id: UUID, request: Request, actor: LoggedIn, session: DbSession) -> Ended:
         """End every login of a user."""
+        check_another(user_id, actor)
         await _subject(request, session, user_id, actor)
         return Ended(ended=await shared(request, Sessions).revoke_all(session, user_id, reason="by_admin"))
 
@@ -291,6 +310,7 @@ def _add_logins_and_keys(router: APIRouter) -> None:
         """End one login."""
         login = await session.get(Login, session_id)
         if login is not None:
+            check_another(login.user_id, actor)
             await _subject(request, session, login.user_id, actor)
         if login is None or not await shared(request, Sessions).revoke(session, session_id, reason="by_admin"):
             raise NotFoundError("Session", session_id)
