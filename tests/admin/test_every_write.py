@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.http import DbSession
 from svc_infra.idempotency.add import add_idempotency
+from svc_infra.idempotency.http import Idempotent
 from svc_infra.jobs.add import add_jobs
 from svc_infra.mail import add_mail
 from svc_infra.obs import context
@@ -39,6 +40,7 @@ ACTS_FOR_NOBODY = {PUBLIC, "possession of the key"}  # what such routes do has n
 DONE: Mapping[str, Mapping[str, Any]] = {  # what is done as the user, and what is sent for it
     "POST /notes": {},
     "POST /papers": {},
+    "POST /orders": {"headers": {"Idempotency-Key": "every-write"}},
     "POST /webhooks/endpoints": {"json": {"url": "http://127.0.0.1:9/"}},
 }
 OWN = {  # what the admin does themselves, whoever they act as
@@ -66,6 +68,11 @@ def everything(db: AsyncDatabase, clock: FakeClock, exporter: Kept) -> FastAPI:
             await audit.record(session, "paper.written", target="paper:1")
         logger.info("paper.printed")
         return context.current().carried()
+
+    @app.post("/orders", status_code=201, dependencies=[Idempotent()])
+    async def order(user: Identity, session: DbSession) -> str:
+        await audit.record(session, "order.made", target="order:1")
+        return user.via
 
     return app
 
@@ -167,3 +174,13 @@ async def test_both_are_in_every_line_and_span_and_in_what_jobs_are_given(all_ro
     attributes = exporter.named("POST /notes").attributes
     assert attributes is not None
     assert named.keys().isdisjoint(attributes)
+
+
+async def test_the_user_is_not_given_what_an_admin_was_answered_as_them(all_rooms: Stage) -> None:
+    """The same key of the two is two keys."""
+    ada, bob = await all_rooms.person("ada"), await all_rooms.person("bob")
+    key = {"headers": {"Idempotency-Key": "one"}}
+    await ada.start(bob.id)
+    answers = [await called(person, "POST /orders", **key) for person in (ada, bob, ada, bob)]
+    assert [answer.json() for answer in answers] == ["impersonated", "jwt", "impersonated", "jwt"]
+    assert len(await all_rooms.entries("order.made")) == 2  # each one's own, once
