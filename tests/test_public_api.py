@@ -23,6 +23,7 @@ DOCUMENTED = {
         "router",
     ],
     "svc_infra.api": ["create_app", "router"],
+    "svc_infra.api.fastapi.admin": ["add_admin", "admin_router"],
     "svc_infra.api.fastapi.tenancy.context": [
         "TenantId",
         "require_tenant_id",

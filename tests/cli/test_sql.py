@@ -26,6 +26,7 @@ CHAIN = [
     "0016_organizations",
     "0017_oauth",
     "0018_mfa",
+    "0019_admin",
 ]
 
 

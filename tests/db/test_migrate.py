@@ -26,6 +26,7 @@ from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
 MODELS = [
     "svc_infra.db.models",
+    "svc_infra.admin.impersonation.models",
     "svc_infra.security.models",
     "svc_infra.security.audit.models",
     "svc_infra.security.keys.models",
@@ -53,6 +54,7 @@ CHAIN = [
     "0016_organizations",
     "0017_oauth",
     "0018_mfa",
+    "0019_admin",
 ]
 
 

@@ -107,6 +107,7 @@ def _greeting(url: str, login: Any) -> str:
     if login is not None:
         lines += [
             f"  log in as         {login.email}  password {login.password}",
+            f"  or as an admin    {login.admin_email}  (the same password; may act as the former, see docs/admin.md)",
             f"  its organisation  X-Tenant-Id: {login.tenant_id}   (40 tickets, imported by a job from a CSV file)",
         ]
     return "\n".join([*lines, "  stop with Ctrl-C", ""])

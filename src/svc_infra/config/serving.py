@@ -60,7 +60,15 @@ class CorsSettings(Section):
         "X-Request-Id",
         "X-Tenant-Id",
     )
-    expose_headers: Many = ("ETag", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id")
+    expose_headers: Many = (
+        "ETag",
+        "Location",
+        "RateLimit",
+        "RateLimit-Policy",
+        "Retry-After",
+        "X-Impersonating",
+        "X-Request-Id",
+    )
     max_age_seconds: PositiveInt = 600
 
 

@@ -150,6 +150,22 @@ class MfaSettings(Section):
     step_ttl_seconds: PositiveSeconds = Field(300.0, description="How long the second step of a login may take.")
 
 
+class AdminSettings(Section):
+    """Admins who act as users: `ADMIN_*`. Their cookie is signed with the secret `ADMIN_IMPERSONATION_SECRET`.
+
+    Where that is not set, it is signed with `APP_SECRET`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ADMIN_")
+
+    optional_secrets: ClassVar[tuple[str, ...]] = (
+        "ADMIN_IMPERSONATION_SECRET", "ADMIN_IMPERSONATION_SECRET_PREVIOUS", "APP_SECRET",
+    )  # fmt: skip
+
+    impersonation_ttl: Annotated[int, Field(gt=0, le=3600)] = Field(900, description="Seconds; at most an hour.")
+    impersonation_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")] = "impersonation"
+
+
 class MailSettings(Section):
     """Mail: `MAIL_*`. The server's password is the secret `MAIL_SMTP_PASSWORD`."""
 
@@ -232,6 +248,7 @@ class Settings(BaseModel):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
     mfa: MfaSettings = Field(default_factory=MfaSettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)

@@ -88,7 +88,7 @@ class Exchange:
         self._read_bytes = 0
         self._waited_seconds = 0.0
         self.admitted = False
-        self.answer_headers: Callable[[], AnswerHeaders] | None = None
+        self.answer_headers: list[Callable[[], AnswerHeaders]] = []
         self.began = 0.0
         self.complete = False
         self.disconnected = False
@@ -233,8 +233,8 @@ class Exchange:
             present = by_name(headers)
         if b"x-request-id" in present:
             headers = [header for header in headers if header[0].lower() != b"x-request-id"]
-        if self.answer_headers is not None:
-            headers += self.answer_headers()
+        for more in self.answer_headers:
+            headers += more()
         if self.varies:
             headers.append((b"vary", b"Origin"))
         headers.append((b"x-request-id", self.context.request_id.encode()))

@@ -36,7 +36,7 @@ class Handshake:
         self._expose = expose
         self._closed = False
         self.root_path: str = scope.get("root_path", "")
-        self.answer_headers: Callable[[], Headers] | None = None
+        self.answer_headers: list[Callable[[], Headers]] = []
         self.status = REFUSED_STATUS
         self.sent_bytes = 0
 
@@ -47,7 +47,7 @@ class Handshake:
             self.sent_bytes += len(message.get("bytes") or message.get("text") or "")
         elif kind in ("websocket.accept", "websocket.http.response.start"):
             self.status = message.get("status", SWITCHING_STATUS)
-            more = () if self.answer_headers is None else self.answer_headers()
+            more = [header for headers in self.answer_headers for header in headers()]
             message = {**message, "headers": [*message.get("headers", ()), *more, self._request_id]}
         if kind in ("websocket.close", "websocket.http.response.start"):
             self._closed = True

@@ -28,11 +28,11 @@ class AtEdge(Protocol):
 
     Attributes:
         root_path: The scope's, before any mount has added to it.
-        answer_headers: Gives further headers of whatever answer begins, also of the edge's own.
+        answer_headers: Each gives further headers of whatever answer begins, also of the edge's own.
     """
 
     root_path: str
-    answer_headers: Callable[[], list[tuple[bytes, bytes]]] | None
+    answer_headers: list[Callable[[], list[tuple[bytes, bytes]]]]
 
 
 class Sent(NamedTuple):

@@ -85,7 +85,7 @@ class RateLimitMiddleware:
         if edge is None:
             return self._answer(scope, receive, send, limited, is_outermost)
         if is_outermost:
-            edge.answer_headers = limited.headers
+            edge.answer_headers.append(limited.headers)
         charges = self._charges(client_ip(scope))
         try:
             if not limited.take_now(charges):

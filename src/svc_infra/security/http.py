@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Literal, Protocol, TypeVar, cast
 
 from fastapi import Security
 from fastapi.openapi.models import HTTPBearer as BearerScheme
@@ -30,6 +30,18 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110, 9.2.1), so another site may send them."""
 
 _VERIFIED = "svc_infra.verified"
+
+
+class ActsAs(Protocol):
+    """Knows as whom a login acts; the room that lets admins act as users provides it."""
+
+    async def __call__(self, connection: HTTPConnection, holder: Principal) -> Principal:
+        """The user as whom the login of this request acts, or the holder himself.
+
+        Raises:
+            ForbiddenError: It may not do this as another user, or not act as that user any more.
+        """
+        ...
 
 
 class _Optional(SecurityBase):
@@ -95,7 +107,9 @@ class _Login(_Caller):
     route_policy = "login"
 
     def check(self, caller: Principal) -> None:
-        """Refuse keys."""
+        """Refuse keys, and admins who act as the user."""
+        if caller.actor is not None:
+            raise ForbiddenError("Only the user can do this, and you act as them: stop that first.")
         if caller.session_id is None:
             raise ForbiddenError("This needs a login: it cannot be done with a key.")
 
@@ -109,11 +123,28 @@ class _LimitedLogin(_Login):
         """Let it pass."""
 
 
+class _Actor(_LimitedLogin):
+    route_policy = "login, also while acting as a user"
+
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """Whose login it is, also while they act as another user: only for what ends that, or the login.
+
+        Raises:
+            UnauthorizedError, ForbiddenError: As for `get_login`.
+        """
+        holder = await identify_holder(connection)
+        if holder is None:
+            raise UnauthorizedError
+        self.check(holder)
+        return holder
+
+
 get_optional_user = _Optional()
 get_caller = _Caller()
 get_current_user = _User()
 get_login = _Login()
 get_limited_login = _LimitedLogin()
+get_actor = _Actor()
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
@@ -121,6 +152,21 @@ async def identify_user(connection: HTTPConnection) -> Principal | None:
 
     What the caller may do is not decided here: `lacks_second_factor` is refused by the route's dependencies.
     """
+    holder = await identify_holder(connection)
+    if holder is None:
+        return None
+    wiring = wiring_of(connection.app)
+    caller = await wiring.get(ActsAs)(connection, holder) if wiring.has(ActsAs) else holder
+    if caller.actor is not None:
+        here = context.current()
+        here.principal_id, here.actor_id = str(caller.id), str(caller.actor.id)
+    if caller.actor is not None or "user" not in connection.scope:
+        connection.scope["user"] = caller  # Starlette's `request.user`
+    return caller
+
+
+async def identify_holder(connection: HTTPConnection) -> Principal | None:
+    """Whose credential the request carries, whether or not they act as another user."""
     via: Literal["jwt", "cookie"] = "jwt"
     token = _bearer_token(connection.scope["headers"])
     key = _api_key(connection, token)
@@ -137,7 +183,8 @@ async def identify_user(connection: HTTPConnection) -> Principal | None:
         if via == "cookie":
             _refuse_other_sites(connection, principal)
         connection.scope[_VERIFIED] = sessions, principal
-    context.current().principal_id = str(principal.id)
+    if not (here := context.current()).actor_id:
+        here.principal_id = str(principal.id)
     return cast(Principal, principal)
 
 
@@ -191,6 +238,7 @@ Caller = Annotated[Principal, Security(get_caller)]
 Identity = Annotated[Principal, Security(get_current_user)]
 LoggedIn = Annotated[Principal, Security(get_login)]
 LimitedLogin = Annotated[Principal, Security(get_limited_login)]
+Actor = Annotated[Principal, Security(get_actor)]
 OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-Via = Literal["jwt", "cookie", "api_key"]
+Via = Literal["jwt", "cookie", "api_key", "impersonated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class Principal:
     """The verified caller of one request.
 
     Attributes:
-        id: The user's id; of a service, its key's.
+        id: The user's id; of a service, its key's; of a user whom the app finds for an admin (`add_admin`), the app's.
         email: The user's address; empty for a service.
         roles: The user's roles at the time of the request; none with a key, which carries scopes only.
         permissions: What the user's roles permit in this app; nothing for a service.
@@ -29,6 +29,7 @@ class Principal:
         tenant_id: The only tenant that the credential is good for; None when it is not bound to one.
         api_key_id: The key that was shown; None for a login.
         is_service: Whether this is a service of the tenant, and no user.
+        actor: The admin who acts as this user, and whose roles and permissions these are; None for everybody else.
     """
 
     id: UUID
@@ -44,6 +45,7 @@ class Principal:
     tenant_id: str | None = None
     api_key_id: UUID | None = None
     is_service: bool = False
+    actor: Principal | None = None
 
     def may(self, permission: str) -> bool:
         """Whether both the roles and the credential's scopes permit this."""

@@ -94,6 +94,11 @@ class Policy:
         return self._in_organizations.get(role or "", frozenset())
 
     @property
+    def roles(self) -> Mapping[str, frozenset[str]]:
+        """The roles that an account can have, and what each permits."""
+        return MappingProxyType(self._permissions)
+
+    @property
     def organization_roles(self) -> frozenset[str]:
         """The roles that a member can have."""
         return frozenset(self._in_organizations)

@@ -40,7 +40,7 @@ from svc_infra.security.accounts.schemas import (
     Tokens,
 )
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE, SECOND_STEP_COOKIE, Csrf
-from svc_infra.security.http import Identity, LimitedLogin, LoggedIn, shared
+from svc_infra.security.http import Actor, Identity, LimitedLogin, LoggedIn, shared
 from svc_infra.security.methods import PASSWORD
 from svc_infra.security.sessions import Device, Renewed, SecondStep, Sessions, TokenPair
 from svc_infra.security.tokens import AccessTokens
@@ -121,14 +121,14 @@ def _add_logins(router: APIRouter) -> None:
         return given_as_cookies(pair, request, response) if cookies else given(pair, response)
 
     @router.post("/logout", status_code=204)
-    async def logout(request: Request, response: Response, user: LimitedLogin, session: DbSession) -> None:
+    async def logout(request: Request, response: Response, user: Actor, session: DbSession) -> None:
         """End this login: its access and refresh tokens are refused from now on."""
         if user.session_id is not None:
             await shared(request, Sessions).revoke(session, user.session_id, reason="logout")
         _forget_cookies(request, response)
 
     @router.post("/logout-all", status_code=204)
-    async def logout_all(request: Request, response: Response, user: LoggedIn, session: DbSession) -> None:
+    async def logout_all(request: Request, response: Response, user: Actor, session: DbSession) -> None:
         """End every login of the account."""
         await shared(request, Sessions).revoke_all(session, user.id, reason="logout_all")
         _forget_cookies(request, response)

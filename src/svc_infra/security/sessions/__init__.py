@@ -8,6 +8,6 @@
 from svc_infra.security.sessions.device import Device, Renewed, TokenPair
 from svc_infra.security.sessions.live import LiveSessions
 from svc_infra.security.sessions.second_step import SecondFactors, SecondStep
-from svc_infra.security.sessions.sessions import Sessions
+from svc_infra.security.sessions.sessions import Ended, Sessions
 
-__all__ = ["Device", "LiveSessions", "Renewed", "SecondFactors", "SecondStep", "Sessions", "TokenPair"]
+__all__ = ["Device", "Ended", "LiveSessions", "Renewed", "SecondFactors", "SecondStep", "Sessions", "TokenPair"]

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hmac
 import logging
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from secrets import token_urlsafe
@@ -48,6 +49,24 @@ MAX_LISTED = 100
 """Logins given in one list."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a unit of work ends.
+
+    Attributes:
+        session_ids: The logins that were alive.
+        user_id: Whose logins are ended, alive or not; None where it is one login.
+        reason: Why, in a word or two.
+    """
+
+    session_ids: Sequence[UUID]
+    user_id: UUID | None
+    reason: str
+
+
+OnEnd = Callable[[AsyncSession, Ended], Awaitable[object]]
 
 
 class Sessions:
@@ -94,6 +113,11 @@ class Sessions:
         self._ttl = timedelta(seconds=ttl_seconds)
         self._grace = timedelta(seconds=grace_seconds)
         self._clock = clock or SystemClock()
+        self._on_end: list[OnEnd] = []
+
+    def on_end(self, callback: OnEnd) -> None:
+        """Have this called in each unit of work that ends logins, for what ends with them."""
+        self._on_end.append(callback)
 
     async def admit(
         self, session: AsyncSession, user_id: UUID, device: Device, *, methods: Sequence[str]
@@ -227,7 +251,7 @@ class Sessions:
             False when there is none, or it had ended before.
         """
         wanted = [Session.id == session_id, *([Session.user_id == user_id] if user_id is not None else [])]
-        return bool(await self._end(session, wanted, f"session:{session_id}", reason))
+        return bool(await self._end(session, wanted, f"session:{session_id}", reason, None))
 
     async def revoke_all(self, session: AsyncSession, user_id: UUID, *, reason: str, keep: UUID | None = None) -> int:
         """End every login of a user in this unit of work, but the one to keep.
@@ -236,7 +260,7 @@ class Sessions:
             How many.
         """
         wanted = [Session.user_id == user_id, *([Session.id != keep] if keep is not None else [])]
-        return await self._end(session, wanted, f"user:{user_id}", reason)
+        return await self._end(session, wanted, f"user:{user_id}", reason, user_id)
 
     async def purge(self, session: AsyncSession, *, older_than_seconds: float, limit: int = 1000) -> int:
         """Delete logins that ended longer ago than this, and their tokens; returns how many, up to the limit."""
@@ -248,7 +272,14 @@ class Sessions:
     def _alive(self) -> ColumnElement[bool]:
         return and_(Session.revoked_at.is_(None), Session.expires_at > self._clock.now())
 
-    async def _end(self, session: AsyncSession, wanted: Sequence[ColumnElement[bool]], target: str, reason: str) -> int:
+    async def _end(
+        self,
+        session: AsyncSession,
+        wanted: Sequence[ColumnElement[bool]],
+        target: str,
+        reason: str,
+        user_id: UUID | None,
+    ) -> int:
         ended = (
             await session.execute(
                 update(Session)
@@ -263,6 +294,8 @@ class Sessions:
         if ended:
             after = {"reason": reason, "sessions": len(ended)}
             await self._trail.record(session, "session.revoked", target=target, after=after)
+        for callback in self._on_end:
+            await callback(session, Ended([row.id for row in ended], user_id, reason))
         return len(ended)
 
     async def _rotate(self, session: AsyncSession, refresh_token: str) -> TokenPair | InvalidTokenError:
