@@ -35,7 +35,7 @@ _OF_STATUS = {
 }
 _RENAMED = {416: "Range Not Satisfiable"}
 """Phrases of RFC 9110 that Python calls so from 3.13 on; where a status has a class, that has its title."""
-_PATH = "/%:@!$&'()*+,;=~"
+_PATH = "/:@!$&'()*+,;=~"
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x1f\x7f]+")
 
 
