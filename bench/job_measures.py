@@ -106,7 +106,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     driver = DRIVERS[given.driver](given.url, watch.ran, given.width if works else 0)
     await driver.open()
     gc.collect()
-    gc.freeze()  # for every library, as `svc-infra jobs run` does: a full collection takes tens of milliseconds
+    gc.freeze()  # for every library, as a worker's command does: what it has imported is not gone through again
     if works:
         found = await (work if given.measure == "work" else listen)(driver, given, watch)
     else:

@@ -64,7 +64,7 @@ async def _work(
     async with app.router.lifespan_context(app):
         worker = worker_of(wiring, queues=queues, concurrency=concurrency)
         gc.collect()
-        gc.freeze()  # what lives now stays: else each full collection looks through it, while jobs wait for 40 ms
+        gc.freeze()  # the app lives as long as the process: collections need not go through it again and again
         signals: list[int] = []
 
         def stop(number: int) -> None:
