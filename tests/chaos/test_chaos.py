@@ -51,6 +51,7 @@ async def test_a_storm_loses_no_job_and_accepts_no_stale_completion(kind: str, t
         effects = await place.effects()
         exactly_once = place.exactly_once
     told = f"CHAOS_SEED={seed}: {', '.join(storm.log)}"
+    print(f"{told}; {before:.0f} jobs/s before, {max(after):.0f} after")
     faults = faults_in(events, jobs, effects, always_fail=always_fail, exactly_once=exactly_once)
     assert not faults, f"{told}: {len(faults)} faults, such as {faults[:10]}"
     assert any(job.crashes for job in jobs.values()), f"{told}: no attempt was cut short: this shows nothing"
