@@ -40,8 +40,8 @@ SvcInfraError                        500  internal_error
 ├── UnavailableError                 503  unavailable
 └── DeadlineExceededError            504  deadline_exceeded         also a builtin TimeoutError
 
-An error's docstring is its message unless the raiser knows more, its name is its title unless HTTP has another. `code` is
-stable and machine-readable; over HTTP it names the problem type (RFC 9457), whose page the app serves itself.
+An error's docstring is its message unless the raiser knows more, its name is its title unless HTTP has another. `code`
+is stable and machine-readable; over HTTP it names the problem type (RFC 9457), whose page the app serves itself.
 """
 
 from __future__ import annotations
