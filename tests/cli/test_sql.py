@@ -22,6 +22,7 @@ CHAIN = [
     "0015_api_keys",
     "0016_organizations",
     "0017_oauth",
+    "0020_key_rates",
 ]
 
 

@@ -51,6 +51,7 @@ CHAIN = [
     "0015_api_keys",
     "0016_organizations",
     "0017_oauth",
+    "0020_key_rates",
 ]
 
 

@@ -113,6 +113,10 @@ class AuthSettings(Section):
     lockout_base_seconds: PositiveSeconds = Field(30.0, description="The first lock; each failure doubles it.")
     lockout_max_seconds: PositiveSeconds = 3600.0
     lockout_window_seconds: PositiveSeconds = Field(86400.0, description="When failures are forgotten.")
+    secret_scanning_keys_url: str = Field(
+        "https://api.github.com/meta/public_keys/secret_scanning",
+        description="Where GitHub publishes what its reports of leaked keys are signed with.",
+    )
     oauth_redirect_url: str | None = Field(
         None, description="Where providers send browsers back to: the public address of /oauth/callback."
     )

@@ -39,6 +39,7 @@ class LiveKey:
     Attributes:
         user_id: None for a service's.
         membership_role: The user's role in the organization that the key is bound to.
+        rate: How often it may be used; None for what its routes say.
     """
 
     key_id: UUID
@@ -49,6 +50,7 @@ class LiveKey:
     roles: tuple[str, ...]
     membership_role: str | None
     scopes: tuple[str, ...]
+    rate: str | None
     expires_at: datetime
 
 
@@ -113,6 +115,7 @@ class LiveKeys:
             roles=tuple(row.roles or ()),
             membership_role=row.role,
             scopes=tuple(row.scopes),
+            rate=row.rate,
             expires_at=row.expires_at,
         )
 
@@ -122,7 +125,7 @@ class LiveKeys:
         return (
             select(
                 key.id, key.key_hash, key.user_id, key.organization_id,
-                user.email, user.roles, Membership.role, key.scopes, key.expires_at,
+                user.email, user.roles, Membership.role, key.scopes, key.rate, key.expires_at,
             )
             .outerjoin(user, user.id == key.user_id)
             .outerjoin(Membership, belongs)
