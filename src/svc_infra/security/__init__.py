@@ -4,7 +4,7 @@
 - `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens
 - `oauth`: logging in with other providers
 - `lockout`: how often somebody may guess, at whatever factor
-- `audit`: who did what · `organizations`: the tenants, their members, invitations and teams
+- `audit`: who did what · `organizations`: tenants, members, invitations, teams · `ownership`: each has an owner
 - `keys`: API keys · `principal`: who a request acts for
 - `access`: roles, what routes require, and that each says so; `permissions`: all of it by one import
 - `keyring`: the keys, and those before them · `cipher`: encrypted columns · `cookies`: signed, sealed, and CSRF

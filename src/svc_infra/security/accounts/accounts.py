@@ -21,6 +21,7 @@ from svc_infra.security.accounts.mailing import MailQueue
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.lockout import Lockout
 from svc_infra.security.models import HasAccount, User
+from svc_infra.security.ownership import check_account_may_go
 from svc_infra.security.passwords import BreachedPasswords, PasswordHasher, PasswordPolicy
 from svc_infra.security.sessions import Device, Sessions, TokenPair
 from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
@@ -247,9 +248,11 @@ class Accounts:
 
         Raises:
             NotFoundError: There is no such account.
-            ConflictError: At the commit: something of the app still refers to it.
+            ConflictError: It is the only owner of an organization. At the commit: something of the app still refers to
+                it.
         """
         user = await self._existing(session, user_id)
+        await check_account_may_go(session, self._desk.user_model, user_id)
         await self._desk.sessions.revoke_all(session, user_id, reason="account_deleted")
         await session.delete(user)
         await self._record(session, "account.deleted", user_id)

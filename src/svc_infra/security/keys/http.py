@@ -115,7 +115,14 @@ def api_keys_router(prefix: str, *, github_secret_scanning: bool = False) -> API
         github_secret_scanning: Whether one of them takes the reports of GitHub.
     """
     router = APIRouter(prefix=prefix, tags=["auth"])
+    _add_management(router)
+    _add_leaks(router)
+    if github_secret_scanning:
+        _add_reports(router)
+    return router
 
+
+def _add_management(router: APIRouter) -> None:
     @router.post("", status_code=201)
     async def create_key(
         body: KeyIn, request: Request, response: Response, user: LoggedIn, session: DbSession
@@ -145,14 +152,6 @@ def api_keys_router(prefix: str, *, github_secret_scanning: bool = False) -> API
             owner = keys_of_services(organization_id)
         return [KeyOut.model_validate(row) for row in await keys.list(session, owner)]
 
-    @router.post("/leaked", status_code=204, dependencies=[Depends(_possession)])
-    async def report_leaked(body: LeakedIn, request: Request) -> None:
-        """End a key that was found where it should not be. The answer is the same for one that is none."""
-        await shared(request, LeakedKeys).report(body.key.get_secret_value())
-
-    if github_secret_scanning:
-        _add_reports(router)
-
     @router.post("/{key_id}/rotate", status_code=201)
     async def rotate_key(
         key_id: UUID, request: Request, response: Response, user: LoggedIn, session: DbSession,
@@ -171,7 +170,12 @@ def api_keys_router(prefix: str, *, github_secret_scanning: bool = False) -> API
         keys = shared(request, ApiKeys)
         await keys.revoke(session, await keys.managed(session, user, key_id), reason="revoked")
 
-    return router
+
+def _add_leaks(router: APIRouter) -> None:
+    @router.post("/leaked", status_code=204, dependencies=[Depends(_possession)])
+    async def report_leaked(body: LeakedIn, request: Request) -> None:
+        """End a key that was found where it should not be. The answer is the same for one that is none."""
+        await shared(request, LeakedKeys).report(body.key.get_secret_value())
 
 
 def _add_reports(router: APIRouter) -> None:

@@ -8,8 +8,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.security.accounts import MailQueue
 from svc_infra.security.keys.keys import ApiKeys
 from svc_infra.security.keys.models import ApiKey
-from svc_infra.security.models import HasAccount, Membership
-from svc_infra.security.organizations import OrganizationRole
+from svc_infra.security.models import HasAccount, Membership, OrganizationRole
 
 MAX_TOLD = 20
 """Owners of an organization that are told of a leaked key of its services."""
