@@ -8,7 +8,7 @@
 - `keys`: API keys · `principal`: who a request acts for
 - `access`: roles, what routes require, and that each says so; `permissions`: all of it by one import
 - `keyring`: the keys, and those before them · `cipher`: encrypted columns · `cookies`: signed, sealed, and CSRF
-- `models`: the tables · `references`: an app's own users instead of them
+- `models`: the tables · `references`: an app's own users instead of them · `remembered`: what each request asks
 - `http`: `Identity` and its relatives · `aliases`: older paths
 - `add`: `add_auth_users`, `add_security`, `purge_sessions`
 """

@@ -23,8 +23,8 @@ from svc_infra.security.lockout import Lockout
 from svc_infra.security.models import HasAccount, User
 from svc_infra.security.ownership import check_account_may_go
 from svc_infra.security.passwords import BreachedPasswords, PasswordHasher, PasswordPolicy
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.security.sessions import Device, Sessions, TokenPair
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock, SystemClock, new_id
 
 

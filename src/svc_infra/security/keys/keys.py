@@ -29,7 +29,7 @@ from svc_infra.security.keys.models import ApiKey
 from svc_infra.security.keys.uses import KeyUses
 from svc_infra.security.organizations import Organizations
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock, SystemClock, new_id
 
 MAX_KEYS = 100

@@ -28,8 +28,8 @@ from svc_infra.security.oauth.client import ProvenIdentity, ProviderTokens
 from svc_infra.security.oauth.flow import hashed_state
 from svc_infra.security.oauth.models import OAuthIdentity
 from svc_infra.security.oauth.offers import LinkOffers, Offer
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.security.sessions import Device, LiveSessions, Sessions, TokenPair
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock, new_id
 
 FRESH_SECONDS = 900.0

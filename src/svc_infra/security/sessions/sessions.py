@@ -37,7 +37,8 @@ from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
 from svc_infra.security.models import HasAccount, RefreshToken, Session, User
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED, LiveSessions
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
+from svc_infra.security.sessions.live import LiveSessions
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
 
