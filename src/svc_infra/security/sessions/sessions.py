@@ -80,6 +80,7 @@ class Sessions:
         policy: What the roles permit.
         user_model: Whose they are.
         ttl_seconds: How long a login lasts, however often it is refreshed.
+        idle_seconds: How long one lasts that is not refreshed; None for as long as any.
         grace_seconds: How long the previous refresh token still gives its successor; 0 for not at all.
         clock: Where the time comes from.
     """
@@ -95,6 +96,7 @@ class Sessions:
         *,
         user_model: type[HasAccount] = User,
         ttl_seconds: float,
+        idle_seconds: float | None = None,
         grace_seconds: float,
         clock: Clock | None = None,
     ) -> None:
@@ -107,6 +109,7 @@ class Sessions:
         self._successor_keys = keys.derived("refresh-token")
         self._ip_key = keys.derived("ip-hash")[0]
         self._ttl = timedelta(seconds=ttl_seconds)
+        self._idle = timedelta(seconds=min(idle_seconds or ttl_seconds, ttl_seconds))
         self._grace = timedelta(seconds=grace_seconds)
         self._clock = clock or SystemClock()
 
@@ -127,7 +130,7 @@ class Sessions:
         where = {"user_id": str(user_id), "user_agent": login.user_agent}
         await self._trail.record(session, "session.opened", target=f"session:{login.id}", after=where)
         refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
-        session.add(_row(new_id(), refresh_token, login, now))
+        session.add(_row(new_id(), refresh_token, login, now, self._idle))
         return self._pair(login, refresh_token)
 
     async def refresh(self, refresh_token: str) -> TokenPair:
@@ -249,7 +252,7 @@ class Sessions:
         if _changed(claimed):
             successor_id = new_id()
             successor = _derived(self._successor_keys[0], refresh_token, successor_id)
-            session.add(_row(successor_id, successor, login, now, parent=token))
+            session.add(_row(successor_id, successor, login, now, self._idle, parent=token))
             login.last_seen_at = now
             return self._pair(login, successor)
         await session.refresh(token)
@@ -281,7 +284,12 @@ class Sessions:
 
 
 def _row(
-    token_id: UUID, refresh_token: str, login: Session, now: datetime, parent: RefreshToken | None = None
+    token_id: UUID,
+    refresh_token: str,
+    login: Session,
+    now: datetime,
+    idle: timedelta,
+    parent: RefreshToken | None = None,
 ) -> RefreshToken:
     return RefreshToken(
         id=token_id,
@@ -289,7 +297,7 @@ def _row(
         token_hash=_hashed(refresh_token),
         parent_id=parent.id if parent else None,
         created_at=now,
-        expires_at=login.expires_at,
+        expires_at=min(login.expires_at, now + idle),
     )
 
 
