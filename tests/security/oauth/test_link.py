@@ -103,6 +103,17 @@ async def test_an_identity_belongs_to_one_account(ana: Client, client: Client) -
     assert await listed(ana) == []
 
 
+async def test_one_provider_is_not_taken_for_another_that_names_the_same_user(
+    ana: Client, sqlite_db: AsyncDatabase
+) -> None:
+    """Issuer and subject are the same at both."""
+    assert (await link(ana, provider="acme")).status_code == 303
+    async with browser_of(ana.app) as browser:
+        assert_page(await browser.log_in("ana", provider="other"), 409, "conflict")
+        assert (await browser.log_in("ana", provider="acme")).status_code == 303
+    assert [one["provider"] for one in await listed(ana)] == ["acme"]
+
+
 async def test_linking_needs_an_address_that_the_provider_has_verified(ana: Client, impostor: Impostor) -> None:
     impostor.claims = {"email_verified": False}
     assert (await link(ana)).status_code == 403
