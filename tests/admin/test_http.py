@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pyotp import TOTP
 
 from svc_infra import create_app
 from svc_infra.admin.http import admin_router
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.security.access.http import route_policies
+from svc_infra.security.mfa.add import add_mfa
 from svc_infra.security.permissions import RequirePermission
 from svc_infra.testing import FakeClock, Matrix, check_matrix
-from svc_infra.wiring import wiring_of
 from tests.admin.conftest import Person, Stage, an_app, staged
 from tests.security.conftest import PASSWORD, assert_problem
 
@@ -257,6 +255,7 @@ ROWS = {
     f"POST {USER}/disable": (401, 403, 403, 403, 404, 403),
     f"POST {USER}/enable": (401, 403, 403, 403, 404, 403),
     f"POST {USER}/unlock": (401, 403, 403, 403, 404, 403),
+    f"POST {USER}/mfa/reset": (401, 403, 403, 403, 404, 403),
     f"POST {USER}/sessions/revoke": (401, 403, 403, 403, 404, 403),
     f"PUT {USER}/roles/{{role}}": (401, 403, 403, 403, 404, 403),
     f"DELETE {USER}/roles/{{role}}": (401, 403, 403, 403, 404, 403),
@@ -302,37 +301,29 @@ def test_a_router_for_admins_keeps_what_it_is_given() -> None:
     assert {"role admin", "permission report.read"} < set(declared.policies)
 
 
-class Factors:
-    """What the room of second factors is asked: `reset`."""
-
-    def __init__(self) -> None:
-        self.asked: list[UUID] = []
-
-    async def reset(self, user_id: UUID) -> int:
-        self.asked.append(user_id)
-        return 2
-
-
-@pytest.fixture
-def room_of_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = ModuleType("svc_infra.security.mfa")
-    room.__spec__ = ModuleSpec("svc_infra.security.mfa", None)
-    vars(room)["Factors"] = Factors
-    monkeypatch.setitem(sys.modules, "svc_infra.security.mfa", room)
-
-
-@pytest.mark.usefixtures("room_of_factors")
 async def test_second_factors_are_reset_where_there_are_any(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:
     app = an_app(sqlite_db, clock)
     async with staged(app, sqlite_db, clock) as stage:
-        ada, path = await stage.person("ada"), "/admin/users/{}/mfa/reset"
-        assert_problem(await ada.send("POST", path.format(stage.ids["bob"])), 404, "not_found")
-        factors = Factors()
-        wiring_of(app).provide(Factors, factors)
-        assert (await ada.send("POST", path.format(stage.ids["bob"]))).json() == {"ended": 2}
-        assert factors.asked == [stage.ids["bob"]]
+        ada = await stage.person("ada")
+        refused = await ada.send("POST", f"/admin/users/{stage.ids['bob']}/mfa/reset")
+        assert_problem(refused, 404, "not_found")  # the app has none
+
+
+async def test_an_admin_resets_the_second_factors_of_another(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:
+    app = an_app(sqlite_db, clock)
+    add_mfa(app)
+    async with staged(app, sqlite_db, clock) as stage:
+        ada, bob, path = await stage.person("ada"), await stage.person("bob"), "/admin/users/{}/mfa/reset"
+        enrolled = (await bob.send("POST", "/auth/mfa/totp", json={})).json()
+        code = TOTP(enrolled["secret"]).at(clock.now())
+        confirmed = await bob.send("POST", f"/auth/mfa/totp/{enrolled['id']}/confirm", json={"code": code})
+        assert confirmed.status_code == 200, confirmed.text
         await stage.set_roles(stage.ids["abe"], "admin", "operator")
         for user_id, status in ((ada.id, 403), (stage.ids["abe"], 403), (uuid4(), 404)):
             assert (await ada.send("POST", path.format(user_id))).status_code == status
-        assert factors.asked == [stage.ids["bob"]]
-        assert (await (await stage.person("sue")).send("POST", path.format(stage.ids["bob"]))).status_code == 403
+        assert (await (await stage.person("sue")).send("POST", path.format(bob.id))).status_code == 403
+        assert (await bob.send("GET", "/auth/mfa")).json()["factors"]
+        assert (await ada.send("POST", path.format(bob.id))).json() == {"ended": 1}
+        assert not (await bob.send("GET", "/auth/mfa")).json()["factors"]
+        [entry] = await stage.entries("mfa.reset")
+        assert (entry.actor_id, entry.target) == (str(ada.id), f"user:{bob.id}")

@@ -122,7 +122,7 @@ def test_every_route_says_who_may_call_it() -> None:
         else:
             assert [policy for policy in policies if policy.startswith("permission ")], route
             assert ("role admin" in policies) is (not route.startswith("GET ")), route
-    assert len(declared) == 16
+    assert len(declared) == 17
 
 
 async def test_without_impersonation_nothing_of_it_is_there(sqlite_db: AsyncDatabase, clock: FakeClock) -> None:

@@ -27,6 +27,7 @@ CHAIN = [
     "0017_oauth",
     "0018_mfa",
     "0019_admin",
+    "0020_key_rates",
 ]
 
 

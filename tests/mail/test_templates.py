@@ -43,6 +43,13 @@ def test_every_notice_that_accounts_send_can_be_written(name: str) -> None:
     assert "$" not in message.text + message.html
 
 
+def test_the_notice_of_a_leaked_key_shows_what_its_finder_says_as_text() -> None:
+    message = templates().render("key_leaked", TO, {"name": "ci", "hint": "aB3x", "found_at": "<a href=x>"})
+    assert "&lt;a href=x&gt;" in (message.html or "")
+    assert "aB3x" in message.text
+    assert "$" not in message.text + (message.html or "") + message.subject
+
+
 def test_values_are_escaped_in_html_and_not_in_text(tmp_path: Path) -> None:
     (tmp_path / "hello.txt").write_text("Subject: Hello $name\n\nDear $name: $link\n")
     (tmp_path / "hello.html").write_text('<a href="$link">$name</a>')

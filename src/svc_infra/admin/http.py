@@ -5,8 +5,6 @@ To look at something needs the permission for it; to change something needs the 
 
 import json
 from datetime import UTC, datetime
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -29,14 +27,13 @@ from svc_infra.security.http import LoggedIn, shared
 from svc_infra.security.keys import ApiKey, ApiKeys
 from svc_infra.security.keys.http import KeyOut
 from svc_infra.security.keys.keys import keys_of_user
+from svc_infra.security.mfa import Factors
 from svc_infra.security.models import HasAccount
 from svc_infra.security.models import Session as Login
 from svc_infra.security.organizations import UserModel
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Sessions
 from svc_infra.wiring import wiring_of
-
-_MFA = "svc_infra.security.mfa"
 
 T = TypeVar("T")
 
@@ -167,8 +164,7 @@ def console_router(prefix: str) -> APIRouter:
     _add_accounts(changes)
     _add_roles(changes)
     _add_logins_and_keys(changes)
-    if find_spec(_MFA) is not None:
-        _add_second_factors(changes)
+    _add_second_factors(changes)
     router.include_router(changes)
     return router
 
@@ -332,7 +328,7 @@ def _add_second_factors(router: APIRouter) -> None:
         """Take every second factor from a user who has lost them."""
         check_another(user_id, actor)
         check_not_above(_policy(request), (await _existing(request, session, user_id)).roles, actor)
-        return Ended(ended=await _room(request, import_module(_MFA).Factors).reset(user_id))
+        return Ended(ended=await _room(request, Factors).reset(user_id))
 
 
 def _entry(entry: audit.AuditEntry) -> EntryOut:

@@ -92,6 +92,7 @@ class AuthSettings(Section):
     audience: str = "svc-infra"
     access_ttl_seconds: PositiveSeconds = 900.0
     refresh_ttl_seconds: PositiveSeconds = 30 * 86400.0
+    refresh_idle_seconds: PositiveSeconds = Field(14 * 86400.0, description="How long a login lasts without a refresh.")
     refresh_grace_seconds: Seconds = 10.0
     hash_concurrency: PositiveInt = 2
     hash_memory_kib: PositiveInt = Field(19 * 1024, description="Of argon2id; raised costs reach an account at login.")
@@ -105,6 +106,7 @@ class AuthSettings(Section):
         None, description="Ask Have I Been Pwned about new passwords; by default in prod."
     )
     breach_check_url: str = "https://api.pwnedpasswords.com/range/"
+    password_words: Many = Field((), description="Of which no password may consist, beside the app's name.")
     verify_ttl_seconds: PositiveSeconds = 86400.0
     reset_ttl_seconds: PositiveSeconds = 600.0
     mail_interval_seconds: Seconds = Field(60.0, description="Between two mails of a kind to one account.")
@@ -113,6 +115,10 @@ class AuthSettings(Section):
     lockout_base_seconds: PositiveSeconds = Field(30.0, description="The first lock; each failure doubles it.")
     lockout_max_seconds: PositiveSeconds = 3600.0
     lockout_window_seconds: PositiveSeconds = Field(86400.0, description="When failures are forgotten.")
+    secret_scanning_keys_url: str = Field(
+        "https://api.github.com/meta/public_keys/secret_scanning",
+        description="Where GitHub publishes what its reports of leaked keys are signed with.",
+    )
     oauth_redirect_url: str | None = Field(
         None, description="Where providers send browsers back to: the public address of /oauth/callback."
     )

@@ -23,6 +23,8 @@ from svc_infra.obs.metrics import metrics
 
 LIMITED = "svc_infra.rate_limits"
 """The key under which a request's `Limited` lies in its scope; None there where the request is exempt."""
+KEY_RATE = "svc_infra.api_key_rate"
+"""The key under which the verified API key's own rate lies in a request's scope; None there where it has none."""
 PAUSE_SECONDS = 0.5
 """How long a store that has failed is left alone; then one request tries it again."""
 MAX_KNOWN_CHARGES = 4096

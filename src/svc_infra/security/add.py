@@ -32,7 +32,7 @@ from svc_infra.security.keyring import KeyRing
 from svc_infra.security.lockout import Lockout
 from svc_infra.security.models import HasAccount, User
 from svc_infra.security.organizations import UserModel
-from svc_infra.security.passwords import BreachedPasswords, PasswordHasher
+from svc_infra.security.passwords import BreachedPasswords, PasswordHasher, PasswordPolicy
 from svc_infra.security.references import check_references
 from svc_infra.security.sessions import LiveSessions, SecondFactors, Sessions
 from svc_infra.security.tokens import AccessTokens, signing_keys
@@ -197,6 +197,7 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         second_factors=second_factors,
         user_model=user_model,
         ttl_seconds=settings.refresh_ttl_seconds,
+        idle_seconds=settings.refresh_idle_seconds,
         grace_seconds=settings.refresh_grace_seconds,
         clock=clock,
     )
@@ -208,6 +209,7 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         sessions=sessions,
         lockout=Lockout(db, keys, settings, clock=clock),
         trail=trail,
+        policy=PasswordPolicy(words=(wiring.settings.app.name, *settings.password_words)),
         mail=_mail(wiring),
         links=AccountLinks(settings, clock=clock),
         breached=BreachedPasswords(wiring.get(HttpClient), url=settings.breach_check_url) if asks else None,

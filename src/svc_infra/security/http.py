@@ -17,6 +17,7 @@ from svc_infra.errors import (
     SecondFactorRequiredError,
     UnauthorizedError,
 )
+from svc_infra.middleware._limiter import KEY_RATE
 from svc_infra.obs import context
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.keys import ApiKeys
@@ -218,8 +219,9 @@ async def _by_key(connection: HTTPConnection, key: str) -> Principal:
     keys = wiring.get(ApiKeys)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
     if verified_by is not keys:
-        principal = await keys.principal(key)
-        connection.scope[_VERIFIED] = keys, principal
+        verified = await keys.verify(key)
+        principal = verified.principal
+        connection.scope[_VERIFIED], connection.scope[KEY_RATE] = (keys, principal), verified.rate
     here = context.current()
     here.principal_id, here.api_key_id = str(principal.id), str(principal.api_key_id)
     return cast(Principal, principal)

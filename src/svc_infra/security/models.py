@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, Uuid
@@ -130,6 +131,14 @@ class Attempts(Base):
     failures: Mapped[int]
     last_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class OrganizationRole(StrEnum):
+    """What a member may do in an organization; an application may store names of its own beside these."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
 
 
 class Organization(HasId, HasTimestamps, Base):

@@ -42,6 +42,8 @@ _MANAGE = _READ | {
     "organization.member.write",
     "organization.team.write",
     "organization.write",
+    "webhook.read",
+    "webhook.write",
 }
 ORGANIZATION_PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
     {"admin": _MANAGE, "member": _READ, "owner": _MANAGE | {"organization.delete"}}

@@ -22,9 +22,10 @@ from svc_infra.security.audit import AuditTrail
 from svc_infra.security.lockout import Lockout
 from svc_infra.security.methods import PASSWORD
 from svc_infra.security.models import HasAccount, User
+from svc_infra.security.ownership import check_account_may_go
 from svc_infra.security.passwords import BreachedPasswords, PasswordHasher, PasswordPolicy
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.security.sessions import Device, SecondStep, Sessions, TokenPair
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock, SystemClock, new_id
 
 
@@ -252,9 +253,11 @@ class Accounts:
 
         Raises:
             NotFoundError: There is no such account.
-            ConflictError: At the commit: something of the app still refers to it.
+            ConflictError: It is the only owner of an organization. At the commit: something of the app still refers to
+                it.
         """
         user = await self._existing(session, user_id)
+        await check_account_may_go(session, self._desk.user_model, user_id)
         await self._desk.sessions.revoke_all(session, user_id, reason="account_deleted")
         await session.delete(user)
         await self._record(session, "account.deleted", user_id)

@@ -29,8 +29,8 @@ from svc_infra.security.mfa.passkeys import Passkeys, refused
 from svc_infra.security.mfa.recovery import RecoveryCodes
 from svc_infra.security.mfa.totp import TotpFactors
 from svc_infra.security.models import HasAccount
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.security.sessions import Device, Renewed, Sessions, TokenPair
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock
 
 T = TypeVar("T")

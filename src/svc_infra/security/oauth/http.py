@@ -1,16 +1,22 @@
 """The `/oauth` routes."""
 
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
-from svc_infra.errors import BadRequestError, ForbiddenError
+from svc_infra.errors import BadRequestError, ForbiddenError, SvcInfraError, ValidationError
+from svc_infra.obs import context
+from svc_infra.security.access import declares
+from svc_infra.security.access.http import public
 from svc_infra.security.accounts.http import (
     SECOND_STEP,
     answered,
@@ -24,6 +30,8 @@ from svc_infra.security.http import Identity, shared
 from svc_infra.security.oauth.flow import MAX_NEXT_CHARACTERS, MAX_STATE_CHARACTERS
 from svc_infra.security.oauth.link import OAuthIdentities
 from svc_infra.security.oauth.login import Begun, Ended, OAuthLogin
+from svc_infra.security.oauth.offers import MAX_OFFER_CHARACTERS
+from svc_infra.security.oauth.page import error_page
 from svc_infra.security.sessions import Device, TokenPair
 from svc_infra.wiring import wiring_of
 
@@ -49,6 +57,12 @@ class LinkBody(Body):
     next: Next = "/"
 
 
+class OfferBody(Body):
+    """What the mailed link carries behind the `#`."""
+
+    token: Annotated[SecretStr, Field(min_length=1, max_length=MAX_OFFER_CHARACTERS)]
+
+
 class Linked(BaseModel):
     """Who the account is elsewhere."""
 
@@ -61,16 +75,45 @@ class Linked(BaseModel):
     last_login_at: datetime | None
 
 
+class PersonRoute(APIRoute):
+    """A route that a person's browser goes to: a refusal is shown there as a page, and to others as a problem."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function that answers a request."""
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (SvcInfraError, RequestValidationError) as error:
+                if not _is_browser(request):
+                    raise
+                malformed = ValidationError("This address is not complete: start the login again.")
+                refusal = error if isinstance(error, SvcInfraError) else malformed
+                page = error_page(refusal, context.current().request_id)
+                return _private(HTMLResponse(page, refusal.status, refusal.headers))
+
+        return answer
+
+
+@declares("mailed link in the browser of the login")
+async def _possession() -> None: ...
+
+
 def oauth_router(prefix: str) -> APIRouter:
     """The routes of logins with providers.
 
     Args:
         prefix: Where they are.
     """
-    router = APIRouter(prefix=prefix, tags=["auth"])
-    _add_logins(router, prefix)
+    router = APIRouter(tags=["auth"])
+    browsed = APIRouter(tags=["auth"], route_class=PersonRoute, dependencies=[public()])
+    _add_logins(browsed, prefix)
     _add_identities(router, prefix)
-    return router
+    whole = APIRouter(prefix=prefix)
+    whole.include_router(browsed)
+    whole.include_router(router)
+    return whole
 
 
 def _add_logins(router: APIRouter, prefix: str) -> None:
@@ -139,7 +182,12 @@ def _add_identities(router: APIRouter, prefix: str) -> None:
         )
         return _with_cookie(JSONResponse(_started(begun).model_dump()), begun, request)
 
-    @router.delete("/identities/{identity_id}", status_code=204)
+    @router.post("/identities/offered", status_code=204, dependencies=[Depends(_possession)])
+    async def take_offer(body: OfferBody, request: Request) -> None:
+        """Link the identity that this browser has proven to the account that was mailed this link."""
+        await _identities(request).take_offer(body.token.get_secret_value(), request.cookies)
+
+    @router.delete("/identities/{identity_id:uuid}", status_code=204)
     async def unlink(identity_id: UUID, request: Request, user: Identity, session: DbSession) -> None:
         """Take an identity from the account that is logged in, freshly, unless there is no other way to log in."""
         await _identities(request).unlink(session, user.id, user.session_id, identity_id)

@@ -151,7 +151,7 @@ class OAuthLogin:
             if linked is not None:
                 await self._identities.link(proven, *linked)
                 return Ended(flow, None)
-            return Ended(flow, await self._identities.log_in(proven, device))
+            return Ended(flow, await self._identities.log_in(proven, device, state=flow.state))
         except SvcInfraError as refusal:
             await self._identities.refused(flow.provider, refusal.detail, linked[0] if linked is not None else None)
             raise

@@ -5,9 +5,9 @@
 - `live`: which of them are alive, remembered where every process hears of changes
 """
 
-from svc_infra.security.sessions.device import Device, Renewed, TokenPair
+from svc_infra.security.sessions.device import Device, Ended, Renewed, TokenPair
 from svc_infra.security.sessions.live import LiveSessions
 from svc_infra.security.sessions.second_step import SecondFactors, SecondStep
-from svc_infra.security.sessions.sessions import Ended, Sessions
+from svc_infra.security.sessions.sessions import Sessions
 
 __all__ = ["Device", "Ended", "LiveSessions", "Renewed", "SecondFactors", "SecondStep", "Sessions", "TokenPair"]

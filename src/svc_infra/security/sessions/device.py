@@ -1,9 +1,12 @@
-"""Where a login comes from, and what it is given."""
+"""Where a login comes from, what it is given, and what ends."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +41,21 @@ class Renewed:
 
     access_token: str = field(repr=False)
     expires_in_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a unit of work ends.
+
+    Attributes:
+        session_ids: The logins that were alive.
+        user_id: Whose logins are ended, alive or not; None where it is one login.
+        reason: Why, in a word or two.
+    """
+
+    session_ids: Sequence[UUID]
+    user_id: UUID | None
+    reason: str
+
+
+OnEnd = Callable[[AsyncSession, Ended], Awaitable[object]]

@@ -19,8 +19,7 @@ from __future__ import annotations
 import hmac
 import logging
 from base64 import urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 from secrets import token_urlsafe
@@ -38,8 +37,9 @@ from svc_infra.security.keyring import KeyRing
 from svc_infra.security.methods import combined
 from svc_infra.security.models import HasAccount, RefreshToken, Session, User
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions.device import Device, Renewed, TokenPair
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED, LiveSessions
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
+from svc_infra.security.sessions.device import Device, Ended, OnEnd, Renewed, TokenPair
+from svc_infra.security.sessions.live import LiveSessions
 from svc_infra.security.sessions.second_step import SecondFactors, SecondStep
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
@@ -49,24 +49,6 @@ MAX_LISTED = 100
 """Logins given in one list."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What a unit of work ends.
-
-    Attributes:
-        session_ids: The logins that were alive.
-        user_id: Whose logins are ended, alive or not; None where it is one login.
-        reason: Why, in a word or two.
-    """
-
-    session_ids: Sequence[UUID]
-    user_id: UUID | None
-    reason: str
-
-
-OnEnd = Callable[[AsyncSession, Ended], Awaitable[object]]
 
 
 class Sessions:
@@ -82,6 +64,7 @@ class Sessions:
         second_factors: Knows whose login needs a second factor; None where nobody's does.
         user_model: Whose they are.
         ttl_seconds: How long a login lasts, however often it is refreshed.
+        idle_seconds: How long one lasts that is not refreshed; None for as long as any.
         grace_seconds: How long the previous refresh token still gives its successor; 0 for not at all.
         clock: Where the time comes from.
     """
@@ -98,6 +81,7 @@ class Sessions:
         second_factors: SecondFactors | None = None,
         user_model: type[HasAccount] = User,
         ttl_seconds: float,
+        idle_seconds: float | None = None,
         grace_seconds: float,
         clock: Clock | None = None,
     ) -> None:
@@ -111,6 +95,7 @@ class Sessions:
         self._successor_keys = keys.derived("refresh-token")
         self._ip_key = keys.derived("ip-hash")[0]
         self._ttl = timedelta(seconds=ttl_seconds)
+        self._idle = timedelta(seconds=min(idle_seconds or ttl_seconds, ttl_seconds))
         self._grace = timedelta(seconds=grace_seconds)
         self._clock = clock or SystemClock()
         self._on_end: list[OnEnd] = []
@@ -157,7 +142,7 @@ class Sessions:
         where = {"user_id": str(user_id), "user_agent": login.user_agent, "methods": login.methods}
         await self._trail.record(session, "session.opened", target=f"session:{login.id}", after=where)
         refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
-        session.add(_row(new_id(), refresh_token, login, now))
+        session.add(_row(new_id(), refresh_token, login, now, self._idle))
         return self._pair(login, refresh_token)
 
     async def refresh(self, refresh_token: str) -> TokenPair:
@@ -326,7 +311,7 @@ class Sessions:
         if _changed(claimed):
             successor_id = new_id()
             successor = _derived(self._successor_keys[0], refresh_token, successor_id)
-            session.add(_row(successor_id, successor, login, now, parent=token))
+            session.add(_row(successor_id, successor, login, now, self._idle, parent=token))
             login.last_seen_at = now
             return self._pair(login, successor)
         await session.refresh(token)
@@ -372,7 +357,12 @@ class Sessions:
 
 
 def _row(
-    token_id: UUID, refresh_token: str, login: Session, now: datetime, parent: RefreshToken | None = None
+    token_id: UUID,
+    refresh_token: str,
+    login: Session,
+    now: datetime,
+    idle: timedelta,
+    parent: RefreshToken | None = None,
 ) -> RefreshToken:
     return RefreshToken(
         id=token_id,
@@ -380,7 +370,7 @@ def _row(
         token_hash=_hashed(refresh_token),
         parent_id=parent.id if parent else None,
         created_at=now,
-        expires_at=login.expires_at,
+        expires_at=min(login.expires_at, now + idle),
     )
 
 
