@@ -284,7 +284,8 @@ class PostgresJobs:
     async def _sweep(self, back: timedelta) -> None:
         self._due = None  # what is told meanwhile counts
         moved, (now, due) = await self._steps.sweep(self._queues, self.now, back, self._max_crashes)
-        self._offset += now - self._time()
+        if self._clock is None:
+            self._offset += now - self._time()
         self._swept_at = now
         if back == _EVER:
             self._swept_fully_at = now
