@@ -18,6 +18,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.db.sql.migrate import upgrade
 from svc_infra.jobs import InMemoryJobQueue, RedisJobQueue, SqlJobQueue
 from svc_infra.jobs.job import JobRequest, Unique
+from svc_infra.jobs.sql.postgres_steps import PostgresSteps
 from svc_infra.redis import connect
 from svc_infra.testing import FakeClock
 from tests.jobs.broken_backends import FAULTS, break_it
@@ -121,6 +122,29 @@ def test_what_the_machine_has_found_stays_mended(
             machine.every_job_is_as_it_should_be()
         finally:
             machine.teardown()
+
+
+async def test_a_clock_that_is_moved_while_postgres_sweeps_hides_no_ended_lease(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrated(postgres_url)
+    clock = FakeClock()
+    async with in_sql(postgres_url, clock) as queue:
+        await queue.enqueue("a")
+        (lost,) = await queue.reserve(worker_id="w1", lease_seconds=2.5)
+        sweep = PostgresSteps.sweep
+
+        async def slow(*arguments: Any) -> Any:
+            swept = await sweep(*arguments)
+            clock.advance(60.0)
+            return swept
+
+        clock.advance(1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(PostgresSteps, "sweep", slow)
+            assert await queue.reserve(worker_id="w1") == []
+        (found,) = await queue.reserve(worker_id="w1")
+    assert (found.id, found.crashes) == (lost.id, 1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a failed step leaves its connection

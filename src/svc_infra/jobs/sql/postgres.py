@@ -318,7 +318,8 @@ class PostgresJobs:
         moved, (now, due) = await self._steps.sweep(
             queues, self.now, _EVER if fully else since + LOOK_BACK, self._max_crashes
         )
-        self._offset += now - self._time()
+        if self._clock is None:
+            self._offset += now - self._time()
         if queues is not self._queues:
             self._due = now
         elif len(moved) >= SWEEP_LIMIT_JOBS:
