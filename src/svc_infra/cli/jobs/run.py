@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -62,6 +63,8 @@ async def _work(
 ) -> None:
     async with app.router.lifespan_context(app):
         worker = worker_of(wiring, queues=queues, concurrency=concurrency)
+        gc.collect()
+        gc.freeze()  # the app lives as long as the process: collections need not go through it again and again
         signals: list[int] = []
 
         def stop(number: int) -> None:
