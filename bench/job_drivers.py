@@ -48,6 +48,10 @@ class Driver:
     async def work(self, done: asyncio.Event) -> None:
         """Run jobs until `done`."""
 
+    async def left(self) -> int:
+        """How many jobs are stored and not completed, where that can be asked."""
+        return 0
+
 
 class OurRedis(Driver):
     package = "svc-infra"
@@ -89,6 +93,10 @@ class OurSql(OurRedis):
         database = AsyncDatabase(self.url)
         await upgrade(database)
         self.queue = SqlJobQueue(database)
+
+    async def left(self) -> int:
+        counts = (await self.queue.stats()).counts
+        return int(sum(count for state, count in counts.items() if state != "succeeded"))
 
 
 class TaskiqList(Driver):
@@ -301,6 +309,10 @@ class PgQueuer(Driver):
         await done.wait()
         manager.shutdown.set()
         await running  # it flushes its completions when it stops
+
+    async def left(self) -> int:
+        rows = await self.queries.driver.fetch("SELECT count(*) AS jobs FROM pgqueuer")
+        return int(rows[0]["jobs"])
 
 
 class PgQueuerPool(PgQueuer):

@@ -75,6 +75,8 @@ async def work(driver: Driver, given: argparse.Namespace, watch: Watch) -> dict[
         if driver.flushes:
             await working
             ended = time.perf_counter()
+    if left := await driver.left():
+        raise RuntimeError(f"{left} of the jobs that ran are not completed in the database.")
     return {"per_second": given.jobs / (ended - watch.first)}
 
 

@@ -40,8 +40,16 @@ PEERS = {  # an environment for each; arq cannot share its redis-py with the oth
 }
 ON_POSTGRES = ("svc-infra postgres", "pgqueuer", "pgqueuer pool", "procrastinate")
 ENQUEUES_ONLY = ("rq",)  # its worker forks or blocks: no figure for async jobs
-WORK_WIDTHS = {"dramatiq": (4, 8, 16), "svc-infra valkey": (50, 200, 1000), "svc-infra postgres": (50, 200, 1000)}
+WORK_WIDTHS: dict[str, tuple[int, ...]] = {
+    "dramatiq": (4, 8, 16),
+    "svc-infra valkey": (50, 200, 1000),
+    "svc-infra postgres": (200, 400, 1000),
+    "pgqueuer": (200, 1000),
+    "pgqueuer pool": (200, 1000),
+}
 OTHER_WORK_WIDTHS = (20, 50, 200)
+MANY = ("svc-infra postgres", "pgqueuer", "pgqueuer pool")  # would be done with the usual number in a moment
+MANY_TIMES = 6
 PRODUCERS = (1, 20, 100)
 BATCH = 500
 RATE = 50
@@ -108,6 +116,7 @@ class Bench:
     def processed(self, name: str, width: int, jobs: int) -> float:
         """Jobs run per second of those that lie there."""
         url = self._places.fresh(name)
+        jobs *= MANY_TIMES if name in MANY else 1
         self._run(name, "fill", url, jobs)
         # The job that connected the enqueueing side counts as one of them.
         return float(self._run(name, "work", url, jobs, width)["per_second"])
@@ -190,7 +199,7 @@ def _one_round(
     yield "enqueue/s, 1 producer", bench.enqueued(name, 1, given.jobs // 2)
     yield "enqueue/s, best", bench.enqueued(name, widths["enqueue"], given.jobs)
     if driver.has_batches:
-        yield f"enqueue/s in {BATCH}s", bench.batched(name, BATCH, given.jobs * 4)
+        yield f"enqueue/s in {BATCH}s", bench.batched(name, BATCH, given.jobs * (8 if name in MANY else 4))
 
 
 def _row(bench: Bench, name: str, widths: dict[str, int], found: dict[str, list[float]]) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,10 @@ from sqlalchemy import Connection, CursorResult, text
 
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
-from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError
-from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState
-from svc_infra.jobs.queue import Completion
-from svc_infra.jobs.sql.connections import PostgresConnections
-from svc_infra.jobs.sql.postgres import PostgresJobs
-from svc_infra.jobs.sql.postgres_steps import CLAIMS, ENDS
+from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError, ValidationError
+from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState, Limit
 from svc_infra.jobs.sql.queue import SqlJobQueue
+from svc_infra.obs.context import restored
 from svc_infra.testing import FakeClock
 
 
@@ -49,111 +46,46 @@ async def test_the_migration_makes_the_table_that_the_queue_uses(db: AsyncDataba
         assert await (await session.connection()).run_sync(differences) == []
 
 
-async def many_jobs(db: AsyncDatabase) -> None:
-    await execute(
-        db,
-        """
-        WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)
-        INSERT INTO svc_jobs (id, name, queue, state, priority, max_attempts, backoff_seconds, payload, context,
-                              created_at, available_at)
-        SELECT 'job-' || n, 'a', 'q' || (n % 3),
-               CASE n % 4 WHEN 0 THEN 'ready' WHEN 1 THEN 'scheduled' WHEN 2 THEN 'dead' ELSE 'succeeded' END,
-               n % 5, 5, 5, '{}', '{}', '2026-01-01 00:00:00.000000', '2126-01-01 00:00:00.000000' FROM numbers
-        """,
-    )
-    await execute(db, "ANALYZE svc_jobs")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"queue": "q", "priority": 3, "max_attempts": 2, "backoff_seconds": 1.5, "timeout_seconds": 9.0},
+        {"delay_seconds": 90.0, "priority": -2, "limit": Limit("k", concurrency=2, rate=5, period_seconds=7.0)},
+        {"at": datetime(2126, 1, 1, tzinfo=UTC), "limit": Limit("k", rate=1)},
+        {"at": datetime(2020, 1, 1, tzinfo=UTC)},
+    ],
+)
+async def test_jobs_are_stored_alike_whether_their_ids_are_new_or_chosen(
+    postgres_db: AsyncDatabase, options: dict[str, Any]
+) -> None:
+    queue = SqlJobQueue(postgres_db, clock=FakeClock())
+    with restored({"tenant_id": "acme"}):
+        (made, _) = await queue.enqueue_many([JobRequest(name="a", payload={"n": n}, **options) for n in range(2)])
+        await queue.enqueue("a", {"n": 0}, job_id="chosen", **options)
+    rows = await execute(postgres_db, f"SELECT * FROM svc_jobs WHERE id IN ('{made}', 'chosen') ORDER BY id")
+    first, second = ({**row._mapping, "id": "", "context": ""} for row in rows)
+    assert first == second
+    assert first["tenant"] == "acme"
 
 
-async def test_sqlite_finds_jobs_by_index_alone(sqlite_db: AsyncDatabase) -> None:
-    await many_jobs(sqlite_db)
-    queue = SqlJobQueue(sqlite_db)
-    sent: list[str] = []
-    async with sqlite_db.session() as session:
-        pooled = await (await session.connection()).get_raw_connection()
-        driver: Any = pooled.driver_connection
-        await driver.set_trace_callback(sent.append)
-    jobs = await queue.reserve(worker_id="w", queues=["q0", "q1"], limit=5)
-    assert len(jobs) == 5
-    await queue.heartbeat(jobs)
-    assert await queue.ack_many([Completion(job) for job in jobs]) == set()
-    statements = [one for one in sent if one.split()[0] in ("SELECT", "UPDATE") and "svc_jobs" in one]
-    async with sqlite_db.session() as session:
-        for one in statements:
-            plan = await (await session.connection()).exec_driver_sql(f"EXPLAIN QUERY PLAN {one}")
-            assert [row.detail for row in plan if row.detail.startswith("SCAN svc_jobs")] == [], one
-    assert len(statements) > 10
-
-
-async def test_postgres_never_reads_the_whole_table_to_work(postgres_url: str, postgres_db: AsyncDatabase) -> None:
-    await many_jobs(postgres_db)
-    db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
+async def test_each_of_many_jobs_has_the_options_that_were_given_for_it(db: AsyncDatabase) -> None:
     queue = SqlJobQueue(db)
-
-    async def whole_reads() -> int:
-        await execute(db, "SELECT pg_stat_force_next_flush()")
-        (row,) = await execute(db, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'svc_jobs'")
-        return int(row.seq_scan)
-
-    before = await whole_reads()
-    for _ in range(10):  # more often than PostgreSQL tries a plan before it keeps one for good
-        jobs = await queue.reserve(worker_id="w", queues=["q0", "q1"], limit=10)
-        assert len(jobs) == 10
-        await queue.heartbeat(jobs)
-        for job in jobs[:2]:
-            await queue.ack(job)
-        await queue.fail(jobs[2], error="broken")
-        await queue.release(jobs[3])
-        await queue.enqueue("a", unique_key="key")
-        await queue.purge(older_than_seconds=3600)
-    assert await whole_reads() == before
-    await db.dispose()
-
-
-async def test_postgres_goes_on_by_index_when_a_table_that_was_small_grows(postgres_db: AsyncDatabase) -> None:
-    queue = SqlJobQueue(postgres_db)
-    assert isinstance(queue._jobs, PostgresJobs)
-    connections = queue._jobs._steps.connections
-    await queue.reserve(worker_id="w")
-    await queue.wait(0.001)  # listens, and keeps connections
-
-    async def whole_reads() -> int:
-        for purpose in (CLAIMS, ENDS):
-            await connections.fetch_kept(purpose, "SELECT pg_stat_force_next_flush()")
-        (row,) = await execute(postgres_db, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'svc_jobs'")
-        return int(row.seq_scan)
-
-    await queue.enqueue_many([JobRequest(name="a", queue="other") for _ in range(10)])
-    await execute(postgres_db, "ANALYZE svc_jobs")  # one page, which is read soonest
-    before = await whole_reads()
-    for _ in range(10):  # more often than PostgreSQL tries a plan before it keeps one for good
-        await queue.enqueue("a")
-        (job,) = await queue.reserve(worker_id="w", limit=10)
-        await queue.ack(job)
-    assert await whole_reads() == before
-
-
-async def test_a_kept_connection_that_fails_or_is_cancelled_is_not_used_again(postgres_db: AsyncDatabase) -> None:
-    connections = PostgresConnections(postgres_db)
-    await connections.keep(ENDS)
-    pid = "SELECT pg_backend_pid() AS pid"
-    first = (await connections.fetch_kept(ENDS, pid))[0]["pid"]
-    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] == first
-    with pytest.raises(SvcInfraError):
-        await connections.fetch_kept(ENDS, "SELECT 1 / 0")
-    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] != first  # of the pool
-    await connections.keep(ENDS)
-    second = (await connections.fetch_kept(ENDS, pid))[0]["pid"]
-    sleeping = asyncio.create_task(connections.fetch_kept(ENDS, "SELECT pg_sleep(60)"))
-    async with asyncio.timeout(10):
-        while not await execute(postgres_db, "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"):
-            await asyncio.sleep(0.01)
-    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] != second  # busy: of the pool
-    sleeping.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sleeping
-    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] != second
-    await connections.keep(ENDS)
-    assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] not in (first, second)
+    requests = [
+        JobRequest(name="a", payload={"n": 0}),
+        JobRequest(name="a", payload={"n": 1}, priority=2),
+        JobRequest(name="b", payload={"n": 2}, priority=2, job_id="chosen"),
+        JobRequest(name="a", payload={"n": 3}),
+    ]
+    ids = await queue.enqueue_many(requests)
+    stored = [await queue.get(job_id) for job_id in ids]
+    assert [(job.name, job.priority, job.payload) for job in stored if job] == [
+        (request.name, request.priority, request.payload) for request in requests
+    ]
+    assert ids[2] == "chosen"
+    with pytest.raises(ValidationError):
+        await queue.enqueue_many([JobRequest(name="a"), JobRequest(name="a", priority=5000)])
+    assert len(await queue.list()) == 4
 
 
 async def test_a_damaged_job_goes_to_the_dead_letter_and_keeps_nobody_up(db: AsyncDatabase) -> None:
@@ -352,37 +284,6 @@ async def test_a_worker_that_lost_its_ear_looks_and_listens_again(
         while not await worker.reserve(worker_id="w"):
             await worker.wait(30)
     await other.dispose()
-
-
-async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_open(
-    postgres_url: str, postgres_db: AsyncDatabase
-) -> None:
-    db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
-    queue = SqlJobQueue(db)
-
-    async def index_entries_read(index: str = "ix_svc_jobs_ready") -> int:
-        await execute(db, "SELECT pg_stat_force_next_flush()")
-        found = f"SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = '{index}'"
-        return int((await execute(db, found))[0][0])
-
-    await queue.enqueue_many([JobRequest(name="a") for _ in range(2000)])
-    await queue.reserve(worker_id="w", limit=1)
-    queue._jobs._look_at = float("inf")  # type: ignore[union-attr]  # a look passes them all, beside the claims
-    async with postgres_db.session() as old:
-        await old.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        await old.execute(text("SELECT count(*) FROM svc_jobs"))
-        for _ in range(18):
-            await queue.ack_many([Completion(job) for job in await queue.reserve(worker_id="w", limit=100)])
-        before = await index_entries_read()
-        jobs = await queue.reserve(worker_id="w", limit=50)
-        assert len(jobs) == 50
-        assert await index_entries_read() - before < 200
-        before = await index_entries_read("ix_svc_jobs_running")
-        await queue.heartbeat(jobs)
-        assert await queue.ack_many([Completion(job) for job in jobs[:25]]) == set()
-        assert await queue.ack_many([Completion(job, "done") for job in jobs[25:]]) == set()
-        assert await index_entries_read("ix_svc_jobs_running") == before
-    await db.dispose()
 
 
 async def test_a_job_below_what_is_known_is_found_by_the_next_look(postgres_db: AsyncDatabase) -> None:

@@ -30,11 +30,12 @@ CLAIMS, ENDS = "claims", "ends"
 _shared = attrgetter(*SHARED_FIELDS)
 _NOW = "coalesce($1::timestamptz, statement_timestamp())"
 _JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
-# A token is half the claim's random number and half the hash of the job's id: a random number for each costs the
-# server as much as all else about starting a job.
+# A token is a digest of the job's id and of the claim's secret number: a random number for each would cost the server
+# as much as to find the jobs.
 _STARTED = f"""
 UPDATE svc_jobs j SET state = 'running', attempts = j.attempts + 1, started_at = {_NOW},
-    token = $4::text || to_hex(hashtextextended(j.id, 0)), worker_id = $2, lease_expires_at = {_NOW} + $3::interval
+    token = left(encode(sha256(convert_to($4::text || j.id, 'UTF8')), 'hex'), 32), worker_id = $2,
+    lease_expires_at = {_NOW} + $3::interval
 """  # noqa: S608
 
 # Jobs whose ids are new and which have all else but their payloads in common: nothing is computed for each of them.
@@ -232,7 +233,7 @@ class PostgresSteps:
     ) -> list[tuple[Job, int]]:
         """Start jobs of lanes without limits: so many of each tenant as its lanes' `take` says. With their ranks."""
         arrays = map(list, zip(*lanes, strict=True))
-        rows = await self.connections.fetch_kept(CLAIMS, _CLAIM, now, claimant, lease, token_hex(8), *arrays)
+        rows = await self.connections.fetch_kept(CLAIMS, _CLAIM, now, claimant, lease, token_hex(16), *arrays)
         return [(job_of(row), row["rank"]) for row in rows]
 
     async def claim_limited(
@@ -263,7 +264,7 @@ class PostgresSteps:
             chosen = turns.choose(
                 [head for head in heads if head.lane.limit_key in due or not head.lane.limit_key], limit, gate, weights
             )
-            rows = await driver.fetch(_START, now, claimant, lease, token_hex(8), [head.id for head in chosen])
+            rows = await driver.fetch(_START, now, claimant, lease, token_hex(16), [head.id for head in chosen])
             spent = sorted(key for key, at in gate.due.items() if at != due.get(key))
             await driver.execute(_SPEND, spent, [gate.due[key] for key in spent])
         return [(job_of(row), row["rank"]) for row in rows]
