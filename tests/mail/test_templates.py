@@ -43,6 +43,14 @@ def test_every_notice_that_accounts_send_can_be_written(name: str) -> None:
     assert "$" not in message.text + message.html
 
 
+def test_the_offer_to_link_an_identity_leads_to_a_page() -> None:
+    message = templates().render("oauth_offer", TO, {"provider": "google", "link": "/link-account#token"})
+    assert message.subject == "Log in to Shop with google"
+    for text in (message.text, message.html or ""):
+        assert "https://shop.example/link-account#token" in text
+        assert "$" not in text
+
+
 def test_the_notice_of_a_leaked_key_shows_what_its_finder_says_as_text() -> None:
     message = templates().render("key_leaked", TO, {"name": "ci", "hint": "aB3x", "found_at": "<a href=x>"})
     assert "&lt;a href=x&gt;" in (message.html or "")

@@ -176,7 +176,9 @@ async def test_who_is_no_browser_is_answered_with_a_problem(accept: str, browser
 async def test_a_browser_is_shown_a_page_wherever_it_goes(browser: Browser, impostor: Impostor) -> None:
     go = browser.come_back
     assert_page(await go("/oauth/callback"), 422, "validation_error")
-    assert_page(await go("/oauth/authorize?provider=evil"), 404, "not_found")
+    unknown = await go("/oauth/authorize?provider=%3Cscript%3Ex%3C/script%3E")
+    assert_page(unknown, 404, "not_found")
+    assert "&lt;script&gt;x" in unknown.text
     assert_page(await go("/oauth/authorize?provider=acme&next=//evil.example"), 422, "validation_error")
     impostor.token_answer = (500, b"the provider's secret")
     broken = await go(await agree(await browser.begin()))
