@@ -12,7 +12,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.job import JobRequest
 from svc_infra.jobs.queue import Completion
-from svc_infra.jobs.sql.connections import PostgresConnections
+from svc_infra.jobs.sql.connections import BY_INDEX, PostgresConnections
 from svc_infra.jobs.sql.postgres import PostgresJobs
 from svc_infra.jobs.sql.postgres_steps import CLAIMS, ENDS
 from svc_infra.jobs.sql.queue import SqlJobQueue
@@ -89,7 +89,8 @@ async def test_postgres_goes_on_by_index_when_a_table_that_was_small_grows(postg
     assert isinstance(queue._jobs, PostgresJobs)
     connections = queue._jobs._steps.connections
     await queue.reserve(worker_id="w")
-    await queue.wait(0.001)  # listens, and keeps connections
+    await queue.wait(0.001)  # listens, and keeps a connection for claims
+    await connections.keep(ENDS)
 
     async def whole_reads() -> int:
         for purpose in (CLAIMS, ENDS):
@@ -109,7 +110,10 @@ async def test_postgres_goes_on_by_index_when_a_table_that_was_small_grows(postg
 
 async def test_a_kept_connection_that_fails_or_is_cancelled_is_not_used_again(postgres_db: AsyncDatabase) -> None:
     connections = PostgresConnections(postgres_db)
-    await connections.keep(ENDS)
+    await asyncio.gather(connections.keep(ENDS), connections.keep(ENDS))
+    async with asyncio.timeout(10):
+        while len(await execute(postgres_db, f"SELECT 1 FROM pg_stat_activity WHERE query = '{BY_INDEX}'")) != 1:
+            await asyncio.sleep(0.01)
     pid = "SELECT pg_backend_pid() AS pid"
     first = (await connections.fetch_kept(ENDS, pid))[0]["pid"]
     assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] == first

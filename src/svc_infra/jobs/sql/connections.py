@@ -42,6 +42,7 @@ class PostgresConnections:
         self._db = db
         self._errors: tuple[type[Exception], ...] = (*_postgres.driver_errors(), SQLAlchemyError, OSError)
         self._kept: dict[str, _Kept] = {}
+        event.listen(db.engine.sync_engine, "engine_disposed", self._close)
 
     async def fetch(self, statement: str, *values: Any) -> list[Any]:
         """Run one statement, which is a transaction: no round trips for BEGIN and COMMIT."""
@@ -70,10 +71,13 @@ class PostgresConnections:
 
     async def keep(self, purpose: str) -> None:
         """Have a connection for this purpose; it closes with the database."""
-        if (kept := self._kept.get(purpose)) is None or kept.driver.is_closed():
+        if not self._has(purpose):
             async with self.one(detached=True) as driver:
                 await driver.execute(BY_INDEX)
-            self._hold(purpose, driver)
+            if self._has(purpose):  # somebody was faster
+                driver.terminate()
+            else:
+                self._kept[purpose] = _Kept(driver, monotonic())
 
     async def listen(self, purpose: str, channel: str, heard: Callable[..., None], deaf: Callable[..., None]) -> Any:
         """A new connection for this purpose, which also hears what is told on this channel."""
@@ -81,12 +85,17 @@ class PostgresConnections:
             await driver.execute(BY_INDEX)
             await driver.add_listener(channel, heard)
             driver.add_termination_listener(deaf)
-        self._hold(purpose, driver)
+        self._kept[purpose] = _Kept(driver, monotonic())
         return driver
 
-    def _hold(self, purpose: str, driver: Any) -> None:
-        self._kept[purpose] = _Kept(driver, monotonic())
-        event.listen(self._db.engine.sync_engine, "engine_disposed", lambda engine: driver.terminate(), once=True)
+    def _has(self, purpose: str) -> bool:
+        kept = self._kept.get(purpose)
+        return kept is not None and not kept.driver.is_closed()
+
+    def _close(self, engine: Any) -> None:
+        for kept in self._kept.values():
+            kept.driver.terminate()
+        self._kept.clear()
 
     @asynccontextmanager
     async def by_index(self) -> AsyncIterator[Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
+
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS
@@ -84,6 +86,12 @@ class PostgresJobs:
         self._telling: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._origin = secrets.token_hex(4)
+        event.listen(db.engine.sync_engine, "engine_disposed", self._disposed)
+
+    def _disposed(self, engine: Any) -> None:
+        """A look that goes on would give its connection back to a pool that is gone, and leave it open."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
 
     @property
     def now(self) -> datetime | None:
@@ -171,6 +179,8 @@ class PostgresJobs:
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
         """Finish these jobs; the ids of those that were held."""
+        if self._listener is not None:
+            await self._steps.connections.keep(ENDS)
         return await self._steps.succeed(results, self.now)
 
     async def wait(self, timeout_seconds: float) -> None:
@@ -278,7 +288,6 @@ class PostgresJobs:
             if looks:
                 for lane, place in (await self._waiting_lanes()).items():
                     self._lower(self._told, lane, place)
-            await self._steps.connections.keep(ENDS)
         except SvcInfraError as error:  # claims meet the same outage, and tell the worker
             _log.warning("jobs.look_failed", exc_info=error)
 
@@ -343,9 +352,7 @@ class PostgresJobs:
     async def _listen(self) -> bool:
         self._listen_not_before = self._loop_time() + LISTEN_AGAIN_SECONDS
         try:
-            connections = self._steps.connections
-            self._listener = await connections.listen(CLAIMS, CHANNEL, self._heard, self._deaf)
-            await connections.keep(ENDS)
+            self._listener = await self._steps.connections.listen(CLAIMS, CHANNEL, self._heard, self._deaf)
         except (SvcInfraError, OSError, TimeoutError) as error:
             _log.warning("jobs.listen_failed", exc_info=error)
         return self._listener is not None
