@@ -185,7 +185,8 @@ def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
     @event.listens_for(engine.sync_engine, "before_cursor_execute")
     def execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         # SQLite would store it, and the same request would fail on PostgreSQL, whose texts cannot hold it.
-        for row in parameters if many else (parameters,):
+        rows = parameters if many and isinstance(parameters, list) else [parameters]  # one flat row may stand for many
+        for row in rows:
             for value in row.values() if isinstance(row, dict) else row:
                 if isinstance(value, str) and "\0" in value:
                     raise StatementError("NUL", None, None, ValueError("A text holds the character NUL."))

@@ -172,8 +172,7 @@ class PostgresJobs:
             looked = await self._keep_up()
             lease = timedelta(seconds=lease_seconds)
             jobs = await self._start(worker_id, limit, lease)
-            if not jobs and not looked and (self._is_apart or self._loop_time() >= self._look_not_before):
-                await self._look_for_once()
+            if not jobs and not looked and await self._look_for_once():
                 jobs = await self._start(worker_id, limit, lease)
             return jobs
 
@@ -266,15 +265,28 @@ class PostgresJobs:
             await self._look()
         return looks
 
-    async def _look_for_once(self) -> None:
-        """Look because nothing is known to wait; not for long, when a notice would tell of what comes meanwhile."""
+    async def _look_for_once(self) -> bool:
+        """Look because nothing is known to wait, or wait for the look that runs; a notice may tell of a job sooner.
+
+        Returns:
+            Whether there is anything new to claim by.
+        """
         if self._is_apart:
             await self._look()
-            return
-        looking = self._catch_up(looks=True)
-        await asyncio.wait({looking}, timeout=SLOW_LOOK_SECONDS)
+            return True
+        if self._loop_time() >= self._look_not_before:
+            self._catch_up(looks=True)
+        looking = self._catching_up
+        if looking is None or looking.done():
+            return False
+        deadline = self._loop_time() + LOOK_SECONDS
+        while not looking.done() and not self._told and (left := deadline - self._loop_time()) > 0:
+            notice = asyncio.ensure_future(self._wakeup.wait(left))
+            await asyncio.wait({looking, notice}, return_when=asyncio.FIRST_COMPLETED)
+            notice.cancel()
         if not looking.done():
             looking.add_done_callback(lambda _: self._wakeup.notify())
+        return True
 
     def _catch_up(self, *, looks: bool) -> asyncio.Task[None]:
         if self._catching_up is None or self._catching_up.done():
