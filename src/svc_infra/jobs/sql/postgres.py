@@ -172,7 +172,10 @@ class PostgresJobs:
             looked = await self._keep_up()
             lease = timedelta(seconds=lease_seconds)
             jobs = await self._start(worker_id, limit, lease)
-            if not jobs and not looked and await self._look_for_once():
+            for again in (False, True):  # a look may have begun too early, or tell of a job that is gone
+                if jobs or looked or not await self._look_for_once(again=again):
+                    break
+                looked = self._is_apart
                 jobs = await self._start(worker_id, limit, lease)
             return jobs
 
@@ -265,21 +268,24 @@ class PostgresJobs:
             await self._look()
         return looks
 
-    async def _look_for_once(self) -> bool:
+    async def _look_for_once(self, *, again: bool) -> bool:
         """Look because nothing is known to wait, or wait for the look that runs; a notice may tell of a job sooner.
 
+        Args:
+            again: Only for what is due.
+
         Returns:
-            Whether there is anything new to claim by.
+            Whether there may be something to claim.
         """
         if self._is_apart:
             await self._look()
             return True
-        if self._loop_time() >= self._look_not_before:
-            self._catch_up(looks=True)
-        looking = self._catching_up
+        looking, deadline = self._catching_up, self._loop_time() + LOOK_SECONDS
         if looking is None or looking.done():
-            return False
-        deadline = self._loop_time() + LOOK_SECONDS
+            looks = not again and self._loop_time() >= self._look_not_before
+            if not looks and not self._sweep_is_due():
+                return False
+            looking = self._catch_up(looks=looks)
         while not looking.done() and not self._told and (left := deadline - self._loop_time()) > 0:
             notice = asyncio.ensure_future(self._wakeup.wait(left))
             await asyncio.wait({looking, notice}, return_when=asyncio.FIRST_COMPLETED)
