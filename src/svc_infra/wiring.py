@@ -28,6 +28,7 @@ _VERBS = {  # where it is not `add_<room>`
     "security.access": "add_strict_routes",
     "security.audit": "add_audit",
     "security.keys": "add_api_keys",
+    "security.mfa": "add_mfa",
     "security.oauth": "add_oauth",
     "security.organizations": "add_organizations",
 }

@@ -36,7 +36,12 @@ from tests.obs.log_capture import captured
 from tests.obs.traced_app import KEPT, Kept
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
-ACTS_FOR_NOBODY = {PUBLIC, "possession of the key"}  # what such routes do has nothing to do with who is logged in
+ACTS_FOR_NOBODY = {  # what such routes do has nothing to do with who is logged in
+    PUBLIC,
+    "possession of the key",
+    "signature of GitHub",
+    "mailed link in the browser of the login",
+}
 DONE: Mapping[str, Mapping[str, Any]] = {  # what is done as the user, and what is sent for it
     "POST /notes": {},
     "POST /papers": {},

@@ -241,7 +241,7 @@ async def test_a_body_of_another_form_is_refused_and_changes_nothing(client: Cli
         as_json = {"content-type": "application/json"}
         half_a_pair = b'{"email": "new@example.com", "password": "\\ud800 is no text"}'
         answer = await client.http.post(path, content=half_a_pair, headers=as_json)
-        assert answer.status_code == {"/auth/register": 422, "/auth/login": 401}[path], answer.text
+        assert_problem(answer, 422, "validation_error")
         assert_problem(await client.http.post(path, content=b"{", headers=as_json), 400, "bad_request")
     for password in ("short", "new@example.com"):
         answer = await client.http.post("/auth/register", json={**GOOD, "password": password})

@@ -1,4 +1,4 @@
-"""Logs: one line per event, JSON in prod and test, readable in local and dev, the same for every library.
+"""Logs: one line per event, readable in local and JSON everywhere else, the same for every library.
 
 Logging is the process's, not an app's: the standard library holds its state, and the last `setup_logging` stands.
 """
@@ -11,18 +11,20 @@ import sys
 import traceback
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from time import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
-from structlog import BoundLoggerBase
-from structlog.dev import ConsoleRenderer, plain_traceback
 
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
 from svc_infra.obs.context import FACTS, current, facts_of
 from svc_infra.obs.line_buffer import LineBuffer, Told
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
+
+if TYPE_CHECKING:
+    from structlog.dev import ConsoleRenderer
 
 MAX_STACK_FRAMES = 50
 MAX_PATH_CHARS = 2048
@@ -79,13 +81,16 @@ Entry = tuple[float, tuple[str, ...], Told]
 """A line that is still to be made: the time, the facts of its context, what it tells."""
 
 
-class EventLogger(BoundLoggerBase):
-    """Writes events with fields: `logger.info("order.created", user_id=1)` or `extra={"user_id": 1}`.
+class EventLogger:
+    """Writes events with fields: `logger.info("order.created", user_id=1)` or `extra={"user_id": 1}`."""
 
-    `bind(**fields)` gives a logger that adds these fields to each of its lines.
-    """
+    def __init__(self, log: logging.Logger, fields: Mapping[str, Any]) -> None:
+        self._logger = log
+        self._context = fields
 
-    _logger: logging.Logger
+    def bind(self, **fields: Any) -> EventLogger:
+        """A logger that adds these fields to each of its lines."""
+        return EventLogger(self._logger, {**self._context, **fields})
 
     def debug(self, event: str, *args: object, **fields: Any) -> None:
         """Write a line that only helps while developing."""
@@ -124,7 +129,7 @@ class EventLogger(BoundLoggerBase):
         self._logger.log(level, event, *args, exc_info=exc_info, extra={_FIELDS: merged}, stacklevel=3)
 
 
-logger = EventLogger(logging.getLogger("app"), (), {})
+logger = EventLogger(logging.getLogger("app"), {})
 
 
 class LineHandler(logging.Handler):
@@ -140,13 +145,6 @@ class LineHandler(logging.Handler):
         self.as_json = as_json
         self.drop_paths = frozenset(drop_paths)
         self._buffer = LineBuffer(self._made, self._made_dropped)
-        self._console = ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            event_key="message",
-            timestamp_key="time",
-            sort_keys=False,
-            exception_formatter=plain_traceback,
-        )
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
@@ -235,6 +233,18 @@ class LineHandler(logging.Handler):
 
     def _put(self, line: dict[str, Any]) -> None:
         sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
+
+    @cached_property
+    def _console(self) -> ConsoleRenderer:
+        from structlog.dev import ConsoleRenderer, plain_traceback  # 5 MB that a service in production has no use for
+
+        return ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            event_key="message",
+            timestamp_key="time",
+            sort_keys=False,
+            exception_formatter=plain_traceback,
+        )
 
     def _as_text(self, line: dict[str, Any]) -> str:
         error = line.pop("error", None)

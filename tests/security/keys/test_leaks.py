@@ -193,10 +193,15 @@ async def test_a_report_that_github_has_not_signed_ends_nothing(
     assert (await client.http.post(PATH, content=body, headers=good)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b"no json", json.dumps([{"token": "x"}] * 1001).encode()])
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", json.dumps([{"token": "x"}] * 1001).encode()])
 async def test_what_is_signed_and_no_report_is_refused(body: bytes, client: Client, github: Github) -> None:
     answer = await client.http.post(PATH, content=body, headers=github.headers(body))
     assert_problem(answer, 422, "validation_error")
+
+
+async def test_what_is_signed_and_no_json_is_refused(client: Client, github: Github) -> None:
+    answer = await client.http.post(PATH, content=b"no json", headers=github.headers(b"no json"))
+    assert_problem(answer, 400, "bad_request")
 
 
 async def test_matches_without_a_token_are_passed_over(client: Client, github: Github) -> None:
