@@ -87,6 +87,7 @@ ALSO_ACCEPTED = {
     "PATCH /orgs/{organization_id}": [422],
     "POST /orgs/{organization_id}/teams": [422],
     "POST /orgs/{organization_id}/invitations": [422],
+    "GET /orgs/{organization_id}/invitations": [422],  # Schemathesis takes the organization of a key, which may be null
     "PATCH /orgs/{organization_id}/members/{user_id}": [422],
     "POST /orgs/invitations/accept": [400],
     "POST /auth/api-keys": [422],

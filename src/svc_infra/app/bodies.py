@@ -76,27 +76,25 @@ class _Body:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if self._check is not None and not self._answered and message["type"] == "http.request":
+        check = self._check
+        if check is not None and not self._answered and message["type"] == "http.request":
             self._parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                check, self._check = self._check, None
-                await self._insist(check, b"".join(self._parts))
+                self._check = None
+                try:
+                    check(b"".join(self._parts))
+                except HTTPException:
+                    # Where the handler has not read it, the response does, to learn when the client goes away, beside
+                    # the task that begins the answer: that one comes first, and then there is nothing to refuse.
+                    await asyncio.sleep(0)
+                    if not self._answered:
+                        raise
                 self._parts.clear()
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
         self._answered = True
         return self._send(message)
-
-    async def _insist(self, check: Check, body: bytes) -> None:
-        try:
-            check(body)
-        except HTTPException:
-            # Where the handler has not read it, the response does, to learn when the client goes away, beside the task
-            # that begins the answer: that one comes first, and then there is nothing more to refuse.
-            await asyncio.sleep(0)
-            if not self._answered:
-                raise
 
 
 @lru_cache(maxsize=256)
