@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -22,9 +22,6 @@ from svc_infra.errors import ConfigurationError
 from svc_infra.obs.context import FACTS, current, facts_of
 from svc_infra.obs.line_buffer import LineBuffer, Told
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
-
-if TYPE_CHECKING:
-    from structlog.dev import ConsoleRenderer
 
 MAX_STACK_FRAMES = 50
 MAX_PATH_CHARS = 2048
@@ -221,21 +218,14 @@ class LineHandler(logging.Handler):
             return b""
 
     def _made_dropped(self, count: int) -> bytes:
-        line = {
-            "time": datetime.now(UTC),
-            "level": "WARNING",
-            "logger": _ACCESS,
-            "pid": self._buffer.pid,
-            "message": "access_log.dropped",
-            "dropped": count,
-        }
-        return _as_json(line)
+        line = {"time": datetime.now(UTC), "level": "WARNING", "logger": _ACCESS, "pid": self._buffer.pid}
+        return _as_json({**line, "message": "access_log.dropped", "dropped": count})
 
     def _put(self, line: dict[str, Any]) -> None:
         sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
 
     @cached_property
-    def _console(self) -> ConsoleRenderer:
+    def _console(self) -> Any:
         from structlog.dev import ConsoleRenderer, plain_traceback  # 5 MB that a service in production has no use for
 
         return ConsoleRenderer(
