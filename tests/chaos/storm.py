@@ -34,6 +34,8 @@ ENVIRONMENT = {
 WORKERS = 2
 LOOKS = 300
 BATCH_JOBS = 20
+STUCK_SECONDS = 120.0
+"""When no job has ended for so long, the queue does not recover; a busy machine only makes it slow."""
 STORM_JOBS = 2000
 """In so many jobs everything goes wrong once."""
 AS_THEY_ARE: dict[str, Any] = {"name": "chaos", "max_attempts": 3, "backoff_seconds": 0.05}
@@ -60,6 +62,7 @@ class Storm:
         self._history = History(folder)
         self._stored = 0  # as far as the queue has answered
         self._ended = 0
+        self._moved_at = time.monotonic()  # when a job was last seen to end
 
     @asynccontextmanager
     async def workers(self) -> AsyncIterator[None]:
@@ -92,6 +95,7 @@ class Storm:
                     await self.place.store(requests)  # a second time changes nothing
                     break
                 except SvcInfraError:
+                    await self._done()
                     await asyncio.sleep(0.05)
             self._history.note(*(Event("stored", str(request.job_id)) for request in requests))
             self._stored += len(batch)
@@ -134,7 +138,11 @@ class Storm:
         """How many jobs have ended, as far as the queue can tell just now."""
         with suppress(SvcInfraError):
             counts = (await self.place.queue.stats()).counts
-            self._ended = self._stored - counts[JobState.READY] - counts[JobState.RUNNING]
+            ended = self._stored - counts[JobState.READY] - counts[JobState.RUNNING]
+            if ended != self._ended:
+                self._ended, self._moved_at = ended, time.monotonic()
+        told = f"CHAOS_SEED={self.seed}: it does not recover from {', '.join(self.log)}"
+        assert time.monotonic() - self._moved_at < STUCK_SECONDS, told
         return self._ended
 
     async def _do(self, name: str, fault: Fault) -> None:
