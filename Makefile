@@ -28,8 +28,9 @@ check: $(VENV)/.dev-stamp ## Check style, format, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-chaos: $(VENV)/.dev-stamp ## Kill workers and servers under 20,000 jobs per backend (CHAOS_JOBS=20000, CHAOS_SEED=...)
-	@CHAOS_JOBS=$(CHAOS_JOBS) $(BIN)/python -m pytest tests/chaos -o faulthandler_timeout=0
+chaos: $(VENV)/.dev-stamp ## Prove at length that nothing is lost: 20,000 jobs per backend (CHAOS_JOBS=20000, CHAOS_SEED=...)
+	@CHAOS_JOBS=$(CHAOS_JOBS) STATE_MACHINE_TIMES=20 SCHEDULE_STORM_ZONES=3 $(BIN)/python -m pytest -rP -o faulthandler_timeout=0 \
+		tests/chaos tests/jobs/test_schedule_storm.py tests/jobs/test_state_machine.py
 
 bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queues, side by side with their peers
 	@$(BIN)/python -m bench.http
@@ -39,7 +40,7 @@ bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queue
 	@$(BIN)/python -m bench.jobs
 	@$(BIN)/python -m bench.jobs_peers
 	@$(BIN)/python -m bench.auth
-	@$(BIN)/python -m bench.restarts --restarts 20
+	@$(BIN)/python -m bench.restarts
 
 lock: $(UV) ## Compile the lock files (UPGRADE=1 takes the newest versions)
 	@$(COMPILE) --extra dev --output-file requirements/dev.txt

@@ -25,16 +25,16 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], packages: Sequence[str]) -> None:
-    """Write `var/bench/<name>.json`."""
+    """Write `var/bench/<name>.json`, and print the machine and the versions that are in it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": {"cpus": os.cpu_count(), "processor": _processor(), "python": platform.python_version()},
-        "versions": {package: version(package) for package in packages},
-        "rows": list(rows),
-    }
+    versions = {package: version(package) for package in packages}
+    machine = {"cpus": os.cpu_count(), "processor": _processor(), "python": platform.python_version()}
+    document = {"machine": machine, "versions": versions, "rows": list(rows)}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"\nwritten to {path.relative_to(RESULTS.parent.parent)}")
+    print(f"\n{machine['cpus']} x {machine['processor']}, {platform.system()}, Python {machine['python']}")
+    print(", ".join(f"{package} {number}" for package, number in versions.items()))
+    print(f"written to {path.relative_to(RESULTS.parent.parent)}")
 
 
 def _shown(value: Any) -> str:

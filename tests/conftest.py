@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,10 +35,17 @@ def valkey_server() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """An empty PostgreSQL database, dropped after the test."""
+    with postgres_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def postgres_database(server: str) -> Iterator[str]:
+    """An empty database on this server, dropped afterwards."""
     name = f"test_{uuid4().hex}"
-    _run_sql(postgres_server, f'CREATE DATABASE "{name}"')
-    yield postgres_server.replace("/postgres?", f"/{name}?")
-    _run_sql(postgres_server, f'DROP DATABASE "{name}" WITH (FORCE)')
+    _run_sql(server, f'CREATE DATABASE "{name}"')
+    yield server.replace("/postgres?", f"/{name}?")
+    _run_sql(server, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ DOCUMENTED = {
         "router",
     ],
     "svc_infra.api": ["create_app", "router"],
+    "svc_infra.api.fastapi.admin": ["add_admin", "admin_router"],
     "svc_infra.api.fastapi.tenancy.context": [
         "TenantId",
         "require_tenant_id",
@@ -54,6 +55,7 @@ DOCUMENTED = {
         "RequireABAC",
         "RequireAnyPermission",
         "RequireAnyScope",
+        "RequireFreshAuth",
         "RequirePermission",
         "RequireRoles",
         "RequireScopes",
@@ -63,6 +65,8 @@ DOCUMENTED = {
         "public",
         "register_role",
     ],
+    "svc_infra.security.mfa": ["Factors", "Requirement", "required_for_members"],
+    "svc_infra.security.mfa.add": ["add_mfa"],
     "svc_infra.webhooks": ["WebhookDelivery", "WebhookRetry", "WebhookSignature", "verify_webhook_signature"],
 }
 SAME_THING = [  # one thing, importable from two places

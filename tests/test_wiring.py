@@ -7,16 +7,20 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI, Request
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+import svc_infra
 from svc_infra.config import Settings
 from svc_infra.config.settings import AppSettings
 from svc_infra.errors import ConfigurationError
 from svc_infra.wiring import Part, Phase, Wiring, current_wiring, share_wiring, wiring_of
+
+SOURCE = Path(svc_infra.__file__).parent
 
 
 class Diary:
@@ -202,11 +206,14 @@ def test_shared_objects_are_found_by_their_type(wiring: Wiring) -> None:
     assert wiring.get(Diary) is diary
 
 
-def test_asking_for_what_was_not_added_names_the_room_to_add(wiring: Wiring) -> None:
-    from svc_infra.db.database import AsyncDatabase
-
-    with pytest.raises(ConfigurationError, match=r"no AsyncDatabase: call add_db\(app\) first"):
-        wiring.get(AsyncDatabase)
+@pytest.mark.parametrize("adds", sorted(SOURCE.rglob("add.py")), ids=lambda path: str(path.parent.relative_to(SOURCE)))
+def test_asking_for_what_was_not_added_names_the_room_to_add(wiring: Wiring, adds: Path) -> None:
+    room = ".".join(adds.parent.relative_to(SOURCE.parent).parts)
+    thing = type("Thing", (), {"__module__": f"{room}.things"})
+    with pytest.raises(ConfigurationError, match=r"no Thing: call (\w+)\(app\) first") as raised:
+        wiring.get(thing)
+    verb = str(raised.value).partition("call ")[2].partition("(")[0]
+    assert f"\ndef {verb}(" in adds.read_text()
 
 
 def test_the_current_wiring_is_that_of_the_innermost_block(wiring: Wiring) -> None:

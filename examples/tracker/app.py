@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from svc_infra import easy_service_app
+from svc_infra.api.fastapi.admin import add_admin
 from svc_infra.config import Settings
 from svc_infra.db.add import add_db
 from svc_infra.jobs.add import add_jobs
@@ -28,5 +29,6 @@ def create(settings: Settings | None = None) -> FastAPI:
     add_jobs(app, tasks=[count_tickets, store_import])
     add_mail(app)
     add_webhooks(app)
+    add_admin(app)
     app.include_router(router)
     return app

@@ -1,4 +1,4 @@
-"""Something to look at: an account, an organisation, a project, and the tickets of a real CSV file."""
+"""Something to look at: an account, an admin, an organisation, a project, and the tickets of a real CSV file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ TICKETS = Path(__file__).parent / "tickets.csv"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A login that was made up just now."""
+    """A login that was made up just now, and that of an admin, who has the same password."""
 
     email: str
+    admin_email: str
     password: str
     tenant_id: str
 
@@ -40,6 +41,8 @@ async def seed(app: Any) -> Login:
             number = 1 + (await session.scalar(select(func.count()).select_from(Project)) or 0)
             email = f"demo{number}@example.com"
             user = await wiring.get(Accounts).register(session, email=email, password=password)
+            admin_email, roles = f"admin{number}@example.com", ["admin", "auditor"]
+            await wiring.get(Accounts).register(session, email=admin_email, password=password, roles=roles)
             organization = await Organizations(session).create(name=f"Demo {number}", owner_id=user.id)
             tenant = str(organization.id)
             project = Project(tenant_id=tenant, name="Website")
@@ -56,4 +59,4 @@ async def seed(app: Any) -> Login:
             session.add(upload)
             await session.flush()
             await store_import.options(session=session).enqueue(import_id=upload.id)
-    return Login(email, password, tenant)
+    return Login(email, admin_email, password, tenant)

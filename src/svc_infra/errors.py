@@ -13,9 +13,12 @@ SvcInfraError                        500  internal_error
 │   ├── InvalidCredentialsError      401  invalid_credentials
 │   ├── InvalidTokenError            401  invalid_token
 │   │   └── TokenExpiredError        401  token_expired
-│   └── InvalidSignatureError        401  invalid_signature
+│   ├── InvalidSignatureError        401  invalid_signature
+│   └── StaleAuthenticationError     401  insufficient_user_authentication
 ├── ForbiddenError                   403  forbidden
-│   └── TenantRefusedError           403  tenant_refused
+│   ├── SecondFactorRequiredError    403  second_factor_required
+│   ├── TenantRefusedError           403  tenant_refused
+│   └── ImpersonationEndedError      403  impersonation_ended
 ├── NotFoundError                    404  not_found
 ├── MethodNotAllowedError            405  method_not_allowed
 ├── RequestTimeoutError              408  request_timeout
@@ -37,15 +40,18 @@ SvcInfraError                        500  internal_error
 ├── UnavailableError                 503  unavailable
 └── DeadlineExceededError            504  deadline_exceeded         also a builtin TimeoutError
 
-An error's docstring is its message unless the raiser knows more. `code` is stable and machine-readable; over HTTP it
-names the problem type (RFC 9457), whose page the app serves itself.
+An error's docstring is its message unless the raiser knows more, its name is its title unless HTTP has another. `code`
+is stable and machine-readable; over HTTP it names the problem type (RFC 9457), whose page the app serves itself.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
+
+_BEFORE_A_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class SvcInfraError(Exception):
@@ -55,12 +61,19 @@ class SvcInfraError(Exception):
         detail: One sentence for a person; the class's docstring when left out. Shown to the client for every status
             below 500, and for 500s only outside production.
         errors: One mapping for each thing that is wrong (`detail`, and where it is: `pointer` or `loc`).
-        headers: Response headers that belong to the error, such as `Retry-After` or `WWW-Authenticate`.
+        headers: Response headers that belong to the error, beside those that all of its class have.
+        retry_after_seconds: When it may be tried again, as the header `Retry-After`.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal Server Error"
+    own_headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "title" not in vars(cls):
+            cls.title = _BEFORE_A_WORD.sub(" ", cls.__name__.removesuffix("Error"))
 
     def __init__(
         self,
@@ -68,10 +81,14 @@ class SvcInfraError(Exception):
         *,
         errors: Sequence[Mapping[str, Any]] = (),
         headers: Mapping[str, str] | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
         self.detail = detail if detail is not None else (type(self).__doc__ or self.title).strip().splitlines()[0]
         self.errors = tuple(errors)
-        self.headers = dict(headers or {})
+        self.headers = {**self.own_headers, **(headers or {})}
+        self.retry_after_seconds = retry_after_seconds
+        if retry_after_seconds is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_seconds)))
         self.members: dict[str, Any] = {}  # further ones of the problem; they are shown to everybody
         super().__init__(self.detail)
 
@@ -87,14 +104,12 @@ class MissingSecretError(ConfigurationError):
     """A secret that this environment needs is not set."""
 
     code = "missing_secret"
-    title = "Missing Secret"
 
 
 class MissingExtraError(ConfigurationError):
     """An optional dependency is not installed."""
 
     code = "missing_extra"
-    title = "Missing Extra"
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"{module} is not installed: run `pip install 'svc-infra[{extra}]'`.")
@@ -109,7 +124,6 @@ class MigrationRequiredError(ConfigurationError):
     """The database schema is older than this code: run `svc-infra sql upgrade`."""
 
     code = "migration_required"
-    title = "Migration Required"
 
 
 class BadRequestError(SvcInfraError):
@@ -117,28 +131,24 @@ class BadRequestError(SvcInfraError):
 
     status = 400
     code = "bad_request"
-    title = "Bad Request"
 
 
 class TenantRequiredError(BadRequestError):
     """This request must name a tenant: send `X-Tenant-Id`."""
 
     code = "tenant_required"
-    title = "Tenant Required"
 
 
 class IdempotencyKeyRequiredError(BadRequestError):
     """This request needs an `Idempotency-Key`: a value of your own, new for each request."""
 
     code = "idempotency_key_required"
-    title = "Idempotency Key Required"
 
 
 class IdempotencyKeyMalformedError(BadRequestError):
     """The `Idempotency-Key` is not of the form that it must have."""
 
     code = "idempotency_key_malformed"
-    title = "Idempotency Key Malformed"
 
 
 class UnauthorizedError(SvcInfraError):
@@ -146,44 +156,38 @@ class UnauthorizedError(SvcInfraError):
 
     status = 401
     code = "unauthorized"
-    title = "Unauthorized"
-
-    def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        errors: Sequence[Mapping[str, Any]] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail, errors=errors, headers={"WWW-Authenticate": "Bearer", **(headers or {})})
+    own_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class InvalidCredentialsError(UnauthorizedError):
     """The e-mail address or the password is wrong."""
 
     code = "invalid_credentials"
-    title = "Invalid Credentials"
 
 
 class InvalidTokenError(UnauthorizedError):
     """The token is not valid."""
 
     code = "invalid_token"
-    title = "Invalid Token"
 
 
 class TokenExpiredError(InvalidTokenError):
     """The token has expired: log in again or refresh it."""
 
     code = "token_expired"
-    title = "Token Expired"
 
 
 class InvalidSignatureError(UnauthorizedError):
     """The signature does not match the body, the timestamp or the secret."""
 
     code = "invalid_signature"
-    title = "Invalid Signature"
+
+
+class StaleAuthenticationError(UnauthorizedError):
+    """This needs a login that was proven a moment ago: prove it again with `POST /auth/reauthenticate`."""
+
+    code = "insufficient_user_authentication"  # the name that RFC 9470 gives it
+    title = "Insufficient User Authentication"
 
 
 class ForbiddenError(SvcInfraError):
@@ -191,14 +195,24 @@ class ForbiddenError(SvcInfraError):
 
     status = 403
     code = "forbidden"
-    title = "Forbidden"
+
+
+class SecondFactorRequiredError(ForbiddenError):
+    """This account must log in with a second factor: enrol one, or prove one that it has."""
+
+    code = "second_factor_required"
 
 
 class TenantRefusedError(ForbiddenError):
     """The caller is not a member of this tenant, or there is no such tenant."""
 
     code = "tenant_refused"
-    title = "Tenant Refused"
+
+
+class ImpersonationEndedError(ForbiddenError):
+    """This login does not act as another user any more: send the request again to act as yourself."""
+
+    code = "impersonation_ended"
 
 
 class NotFoundError(SvcInfraError):
@@ -206,7 +220,6 @@ class NotFoundError(SvcInfraError):
 
     status = 404
     code = "not_found"
-    title = "Not Found"
 
     def __init__(self, what: str | None = None, identifier: object = None) -> None:
         """`NotFoundError("User", user_id)` reads "User 42 was not found."; one argument alone is the whole detail."""
@@ -220,7 +233,6 @@ class MethodNotAllowedError(SvcInfraError):
 
     status = 405
     code = "method_not_allowed"
-    title = "Method Not Allowed"
 
 
 class RequestTimeoutError(SvcInfraError):
@@ -228,7 +240,6 @@ class RequestTimeoutError(SvcInfraError):
 
     status = 408
     code = "request_timeout"
-    title = "Request Timeout"
 
 
 class ConflictError(SvcInfraError):
@@ -236,25 +247,18 @@ class ConflictError(SvcInfraError):
 
     status = 409
     code = "conflict"
-    title = "Conflict"
 
 
 class StaleAttemptError(ConflictError):
     """This attempt no longer holds the job: its lease ended and another attempt has been given out."""
 
     code = "stale_attempt"
-    title = "Stale Attempt"
 
 
 class IdempotencyKeyInUseError(ConflictError):
     """Another request with this `Idempotency-Key` is being handled."""
 
     code = "idempotency_key_in_use"
-    title = "Idempotency Key In Use"
-
-    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail, headers=_retry_after(retry_after_seconds))
-        self.retry_after_seconds = retry_after_seconds
 
 
 class PreconditionFailedError(SvcInfraError):
@@ -262,7 +266,6 @@ class PreconditionFailedError(SvcInfraError):
 
     status = 412
     code = "precondition_failed"
-    title = "Precondition Failed"
 
 
 class PayloadTooLargeError(SvcInfraError):
@@ -270,7 +273,6 @@ class PayloadTooLargeError(SvcInfraError):
 
     status = 413
     code = "payload_too_large"
-    title = "Payload Too Large"
 
 
 class UriTooLongError(SvcInfraError):
@@ -286,7 +288,6 @@ class UnsupportedMediaTypeError(SvcInfraError):
 
     status = 415
     code = "unsupported_media_type"
-    title = "Unsupported Media Type"
 
 
 class ValidationError(SvcInfraError):
@@ -301,14 +302,12 @@ class EgressRefusedError(ValidationError):
     """This address may not be called from the service."""
 
     code = "egress_refused"
-    title = "Egress Refused"
 
 
 class IdempotencyKeyReusedError(ValidationError):
     """This `Idempotency-Key` was sent before with another request: use a new one."""
 
     code = "idempotency_key_reused"
-    title = "Idempotency Key Reused"
 
 
 class PreconditionRequiredError(SvcInfraError):
@@ -316,7 +315,6 @@ class PreconditionRequiredError(SvcInfraError):
 
     status = 428
     code = "precondition_required"
-    title = "Precondition Required"
 
 
 class RateLimitedError(SvcInfraError):
@@ -333,8 +331,7 @@ class RateLimitedError(SvcInfraError):
         retry_after_seconds: float | None = None,
         violated_policies: Sequence[str] = (),
     ) -> None:
-        super().__init__(detail, headers=_retry_after(retry_after_seconds))
-        self.retry_after_seconds = retry_after_seconds
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
         if violated_policies:
             self.members["violated-policies"] = list(violated_policies)
 
@@ -344,7 +341,6 @@ class QuotaExceededError(SvcInfraError):
 
     status = 429
     code = "quota_exceeded"
-    title = "Quota Exceeded"
 
 
 class HeadersTooLargeError(SvcInfraError):
@@ -370,10 +366,6 @@ class UnavailableError(SvcInfraError):
     code = "unavailable"
     title = "Service Unavailable"
 
-    def __init__(self, detail: str | None = None, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail, headers=_retry_after(retry_after_seconds))
-        self.retry_after_seconds = retry_after_seconds
-
 
 class DeadlineExceededError(SvcInfraError, TimeoutError):
     """The work did not finish in the time that it was given."""
@@ -390,7 +382,3 @@ def error_types() -> Iterator[type[SvcInfraError]]:
         kind = pending.pop(0)
         yield kind
         pending = list(kind.__subclasses__()) + pending
-
-
-def _retry_after(seconds: float | None) -> dict[str, str]:
-    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

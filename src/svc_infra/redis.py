@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from svc_infra._optional import need
@@ -54,6 +56,8 @@ def connect(
             retry=once,
             maint_notifications_config=quiet,
         )
+        if sys.version_info < (3, 12):
+            pool.connection_class = _cancellable(pool.connection_class)
         pool.connection_class(**pool.connection_kwargs)  # an option that does not exist is told now, not at first use
     except (TypeError, ValueError, need("redis").RedisError):
         raise ConfigurationError(
@@ -92,6 +96,25 @@ def translating() -> Iterator[None]:
         yield
     except need("redis.exceptions").RedisError as error:
         raise translated(error) from error
+
+
+def _cancellable(connection: type[Any]) -> type[Any]:
+    """Send without redis-py's `asyncio.wait_for`, which before Python 3.12 can swallow a cancellation (gh-86296)."""
+    late: type[Exception] = need("redis.exceptions").TimeoutError
+
+    class Cancellable(connection):  # type: ignore[misc]
+        async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+            limit: float | None = self.socket_timeout
+            self.socket_timeout: float | None = None
+            try:
+                async with asyncio.timeout(limit):
+                    await super().send_packed_command(*args, **kwargs)
+            except TimeoutError:
+                raise late("Timeout writing to socket") from None
+            finally:
+                self.socket_timeout = limit
+
+    return Cancellable
 
 
 def _checked(url: str) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar, cast
@@ -20,7 +20,18 @@ from svc_infra.errors import ConfigurationError
 
 T = TypeVar("T")
 
-_VERBS = {"obs": "add_observability", "security": "add_auth_users"}  # where it is not `add_<room>`
+_VERBS = {  # where it is not `add_<room>`
+    "jobs.flows": "add_flows",
+    "obs": "add_observability",
+    "ops": "add_probes",
+    "security": "add_auth_users",
+    "security.access": "add_strict_routes",
+    "security.audit": "add_audit",
+    "security.keys": "add_api_keys",
+    "security.mfa": "add_mfa",
+    "security.oauth": "add_oauth",
+    "security.organizations": "add_organizations",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +93,8 @@ class Wiring:
         try:
             return cast(T, self._objects[kind])
         except KeyError:
-            room = kind.__module__.removeprefix("svc_infra.").partition(".")[0]
-            verb = _VERBS.get(room, f"add_{room}")
+            room, *inner = kind.__module__.removeprefix("svc_infra.").split(".")
+            verb = _VERBS.get(".".join([room, *inner[:1]])) or _VERBS.get(room, f"add_{room}")
             raise ConfigurationError(f"This app has no {kind.__name__}: call {verb}(app) first.") from None
 
     def add(self, part: Part) -> None:
@@ -98,9 +109,14 @@ class Wiring:
             raise ConfigurationError(f"{part.name!r} was added after the app started: add it before.")
         self.parts[part.name] = part
 
-    def active(self) -> AbstractContextManager[None]:
-        """Make this the wiring that `current_wiring` finds in this block: the edge, the worker and scripts do."""
-        return _Active(self)
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this the wiring that `current_wiring` finds in this block: the worker and scripts do."""
+        token = activate(self)
+        try:
+            yield
+        finally:
+            deactivate(token)
 
     def request_started(self) -> None:
         """Count a request in; the edge calls it."""
@@ -173,22 +189,13 @@ class Wiring:
         return ordered
 
 
-class _Active:
-    """`Wiring.active()`: a class, because a generator would cost each request a microsecond more."""
-
-    __slots__ = ("_token", "_wiring")
-
-    def __init__(self, wiring: Wiring) -> None:
-        self._wiring = wiring
-
-    def __enter__(self) -> None:
-        self._token = _active.set(self._wiring)
-
-    def __exit__(self, *_: object) -> None:
-        _active.reset(self._token)
-
-
 _active: ContextVar[Wiring | None] = ContextVar("svc_infra_wiring", default=None)
+
+
+activate: Callable[[Wiring], Token[Wiring | None]] = _active.set
+"""The beginning of `Wiring.active`, for the edge, which has a block already; give the token to `deactivate`."""
+deactivate: Callable[[Token[Wiring | None]], None] = _active.reset
+"""The end of `Wiring.active`."""
 
 
 def current_wiring() -> Wiring | None:

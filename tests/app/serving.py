@@ -24,10 +24,20 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def listening() -> socket.socket:
+    """A socket on a free port."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
 @contextmanager
-def served(app: FastAPI) -> Iterator[tuple[Server, httpx2.Client]]:
-    """A server of the app on a free port, and a client; a request that comes before the server is ready waits."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def served(app: FastAPI, *, on: socket.socket | None = None) -> Iterator[tuple[Server, httpx2.Client]]:
+    """A server of the app on a free port, and a client; a request that comes before the server is ready waits.
+
+    Args:
+        app: The app.
+        on: A socket of `listening()`, for an app that must know its port.
+    """
+    with on or listening() as listener:
         server = Server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

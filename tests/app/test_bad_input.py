@@ -101,9 +101,6 @@ def test_a_422_about_a_form_has_no_pointers(client: TestClient) -> None:
     [
         (b"{bad", "The body is not valid JSON: it breaks at character 2."),
         (b'{"count": 1', "The body is not valid JSON: it breaks at character 12."),
-        (b"\xff\xfe\x00", "There was an error parsing the body"),
-        (b'{"count": ' + b"9" * 5_000 + b"}", "There was an error parsing the body"),
-        (b"[" * 200_000, "There was an error parsing the body"),
     ],
 )
 def test_a_body_that_is_no_json_is_a_400(body: bytes, detail: str, client: TestClient) -> None:

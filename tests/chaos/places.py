@@ -26,6 +26,8 @@ from tests.servers import free_port
 
 LEASE_SECONDS = 1.0
 OUTAGE_SECONDS = 1.5 * LEASE_SECONDS
+START_SECONDS = 60.0
+"""How long Valkey may take to read all that it has written."""
 
 Fault = Callable[[], Awaitable[None]]
 
@@ -166,7 +168,7 @@ class Valkey(Place):
     def _start(self) -> ValkeyServer:
         config = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
         server = ValkeyServer(port=self._port, data_dir=self._folder, config=config, persist=True)
-        server.start()
+        server.start(timeout=START_SECONDS)
         return server
 
     def close(self) -> None:

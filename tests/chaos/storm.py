@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from svc_infra.cli.app import UNAVAILABLE
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs import Job, JobRequest, JobState
 from tests.chaos.chaos_app import FOLDER
@@ -21,7 +22,7 @@ from tests.chaos.history import Event, History
 from tests.chaos.places import LEASE_SECONDS, OUTAGE_SECONDS, Fault, Place
 
 ROOT = Path(__file__).parents[2]
-WORKER = [sys.executable, "-c", "from svc_infra.cli.jobs import app; app()", "run", "tests.chaos.chaos_app:make"]
+WORKER = [sys.executable, "-m", "svc_infra.cli", "jobs", "run", "tests.chaos.chaos_app:make"]
 ENVIRONMENT = {
     **os.environ,
     "APP_ENV": "test",
@@ -38,10 +39,6 @@ STORM_JOBS = 2000
 AS_THEY_ARE: dict[str, Any] = {"name": "chaos", "max_attempts": 3, "backoff_seconds": 0.05}
 SMALL_POOL = {"SQL_POOL_SIZE": "2", "SQL_MAX_OVERFLOW": "0"}
 """Of every other worker: fewer connections than the jobs that it runs at once, so that they wait for each other."""
-
-
-CANNOT_START = 1
-"""How a worker ends that begins while its server is down; whoever supervises workers starts it again."""
 
 
 class Storm:
@@ -67,15 +64,18 @@ class Storm:
     @asynccontextmanager
     async def workers(self) -> AsyncIterator[None]:
         """Run workers for as long as the block does; then they stop by themselves when they are asked to."""
+        keeping = asyncio.create_task(self._keep())
         try:
             for number in range(WORKERS):
                 self._start(number)
             yield
+            keeping.cancel()
             for worker in self._workers:
                 worker.terminate()
             ends = [await asyncio.to_thread(worker.wait, 30) for worker in self._workers]
-            assert set(ends) <= {0, CANNOT_START, -signal.SIGTERM}, ends  # the last: asked before it had begun
+            assert set(ends) <= {0, UNAVAILABLE, -signal.SIGTERM}, ends  # the last: asked before it had begun
         finally:
+            keeping.cancel()
             for worker in self._workers:
                 worker.kill()
                 worker.wait()
@@ -149,6 +149,16 @@ class Storm:
         environment = {**ENVIRONMENT, **self.place.variables, **pool, FOLDER: str(self.folder)}
         self._workers.insert(number, subprocess.Popen([*WORKER, "--no-scheduler"], cwd=ROOT, env=environment))
 
+    async def _keep(self) -> None:
+        """Start workers again that could not begin while their server was down, as whoever supervises them does."""
+        while True:
+            for number, worker in enumerate(self._workers):
+                if worker.poll() == UNAVAILABLE:
+                    del self._workers[number]
+                    self._start(number)
+                    self.log.append("(a worker is started again)")
+            await asyncio.sleep(0.2)
+
     async def _busy(self) -> int:
         """The number of a worker that has something to lose; of any, when for seconds none has."""
         for _ in range(LOOKS):
@@ -167,7 +177,7 @@ class Storm:
         worker.kill()
         worker.wait()
         self._start(number)
-        assert ended in (None, CANNOT_START), f"worker {number} ended by itself with {ended}"
+        assert ended in (None, UNAVAILABLE), f"worker {number} ended by itself with {ended}"
 
     async def _stop(self) -> None:
         worker = self._workers[await self._busy()]

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from svc_infra.cli.app import REFUSED, UNAVAILABLE
+
 COMMAND = [sys.executable, "-m", "svc_infra.cli", "demo"]
 
 
@@ -71,7 +73,7 @@ def test_what_is_wrong_at_the_start_is_one_line(
         [*COMMAND, *options], env={**environment, **settings}, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == (UNAVAILABLE if told == "cannot be reached" else REFUSED), done.stderr
     assert len(errors) == 1, done.stderr
     assert told in errors[0]
     assert "Traceback" not in done.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from svc_infra.cli.app import REFUSED, UNAVAILABLE
 
 CHAIN = [
     "0001_outbox",
@@ -22,11 +25,15 @@ CHAIN = [
     "0015_api_keys",
     "0016_organizations",
     "0017_oauth",
+    "0018_mfa",
+    "0019_admin",
+    "0020_key_rates",
 ]
 
 
 def run(*words: str, sql_url: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {"SQL_URL": sql_url} if sql_url else {}
+    environment = {name: os.environ[name] for name in ["PYTHONPATH"] if name in os.environ}
+    environment |= {"SQL_URL": sql_url} if sql_url else {}
     return subprocess.run(
         [sys.executable, "-m", "svc_infra.cli", "sql", *words],
         capture_output=True,
@@ -65,16 +72,18 @@ def test_the_options_name_another_database_and_the_applications_own_revisions(
 
 @pytest.mark.parametrize("command", ["upgrade", "current", "pending"])
 @pytest.mark.parametrize(
-    ("url", "complaint"),
+    ("url", "complaint", "status"),
     [
-        ("postgresql://app:hunter2@127.0.0.1:1/shop", "cannot be reached"),
-        ("sqlite:////proc/nowhere/app.db", "check SQL_URL"),
-        ("oracle://app:hunter2@db/shop", "no database that svc-infra speaks"),
+        ("postgresql://app:hunter2@127.0.0.1:1/shop", "cannot be reached", UNAVAILABLE),
+        ("sqlite:////proc/nowhere/app.db", "check SQL_URL", REFUSED),
+        ("oracle://app:hunter2@db/shop", "no database that svc-infra speaks", REFUSED),
     ],
 )
-def test_a_database_that_cannot_be_used_is_one_line_and_exit_code_2(command: str, url: str, complaint: str) -> None:
+def test_a_database_that_cannot_be_used_is_one_line_and_an_exit_code(
+    command: str, url: str, complaint: str, status: int
+) -> None:
     result = run(command, "--url", url)
-    assert result.returncode == 2
+    assert result.returncode == status
     assert result.stdout == ""
     assert complaint in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from svc_infra.config import AppSettings, Environment
-from svc_infra.errors import ConfigurationError
+from svc_infra.config import AppSettings, Environment, Settings
+from svc_infra.errors import ConfigurationError, MissingSecretError
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,9 @@ from svc_infra.errors import ConfigurationError
         ("dev", Environment.DEV),
         ("development", Environment.DEV),
         ("test", Environment.TEST),
-        ("uat", Environment.TEST),
-        ("preview", Environment.TEST),
-        ("staging", Environment.TEST),
+        ("uat", Environment.DEV),
+        ("preview", Environment.DEV),
+        ("staging", Environment.DEV),
         ("prod", Environment.PROD),
         ("production", Environment.PROD),
         (" Production ", Environment.PROD),
@@ -43,3 +43,12 @@ def test_without_app_env_the_environment_is_local() -> None:
 
 def test_only_local_and_test_are_trusted() -> None:
     assert [environment for environment in Environment if environment.is_trusted] == ["local", "test"]
+
+
+@pytest.mark.parametrize("name", ["staging", "preview", "uat", "development"])
+def test_a_host_that_others_can_reach_does_not_run_on_secrets_from_the_source(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("APP_ENV", name)
+    with pytest.raises(MissingSecretError, match="AUTH_SECRET is not set"):
+        Settings().secrets.require("AUTH_SECRET")

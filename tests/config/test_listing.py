@@ -10,6 +10,7 @@ from svc_infra.config import AppSettings, ListedSetting, Settings, likely_typos,
 
 SECRETS = (
     *("auth.secret", "auth.secret_previous", "auth.secrets_retired", "auth.signing_keys"),
+    *("admin.impersonation_secret", "admin.impersonation_secret_previous", "app.secret"),
     *("mail.smtp_password", "metrics.token", "otel.exporter_otlp_headers", "webhooks.key", "webhooks.key_previous"),
 )
 

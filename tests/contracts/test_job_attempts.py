@@ -91,6 +91,20 @@ async def test_crashes_are_counted_apart_from_errors(queue: AnyQueue, clock: Fak
     assert (job.attempts, job.crashes) == (3, 1)
 
 
+async def test_an_attempt_that_is_told_to_have_crashed_spends_a_crash_and_no_attempt(queue: AnyQueue) -> None:
+    job_id = await queue.enqueue("a", max_attempts=2)
+    states = []
+    for number in range(2):
+        job = await claim_one(queue)
+        states.append(await queue.fail(job, error=f"killed {number}", delay_seconds=0, crashed=True))
+    job = await claim_one(queue)
+    assert (states, job.attempts, job.crashes) == ([JobState.READY] * 2, 3, 2)
+    assert await queue.fail(job, error="plain", delay_seconds=0) is JobState.READY
+    assert await queue.fail(await claim_one(queue), error="killed 2", crashed=True) is JobState.DEAD
+    job = await kept(queue, job_id)
+    assert (job.attempts, job.crashes, job.last_error) == (4, 3, "killed 2")
+
+
 async def test_any_number_of_ended_leases_and_delays_comes_back(queue: AnyQueue, clock: FakeClock) -> None:
     for number in range(260):
         await queue.enqueue("a", delay_seconds=float(number % 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -55,11 +56,11 @@ async def test_as_many_as_the_rate_says_pass_and_the_verdict_counts_them_down(st
         (verdict,) = await store.take([Use("a", DAILY)])
         assert (verdict.allowed, verdict.remaining, verdict.retry_after_seconds) == (True, left, 0)
         assert verdict.reset_after_seconds == pytest.approx(86_400 / 3 * (3 - left), abs=PATIENT_SECONDS)
-        assert verdict.more_after_seconds == pytest.approx(86_400 / 3, abs=PATIENT_SECONDS)
+        assert verdict.left()[1] == pytest.approx(86_400 / 3, abs=PATIENT_SECONDS)
     (refused,) = await store.take([Use("a", DAILY)])
     assert (refused.allowed, refused.remaining) == (False, 0)
     assert refused.retry_after_seconds == pytest.approx(86_400 / 3, abs=PATIENT_SECONDS)
-    assert refused.more_after_seconds == refused.retry_after_seconds
+    assert refused.left()[:2] == (0, math.ceil(refused.retry_after_seconds))
 
 
 async def test_keys_are_counted_apart(store: RateLimitStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 
+import aiosqlite
 import anyio
 import pytest
 from sqlalchemy import text
@@ -15,6 +16,7 @@ from svc_infra.errors import UnavailableError
 
 PAIR = "CREATE TABLE pairs (batch integer NOT NULL, half integer NOT NULL, PRIMARY KEY (batch, half))"
 INSERT = text("INSERT INTO pairs VALUES (:batch, :half)")
+ROWS = text("SELECT 1 UNION ALL SELECT 2")
 # PostgreSQL runs a deferred trigger inside of COMMIT: a commit that takes as long as a test wants.
 SLOW_COMMIT = [
     "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END'",
@@ -32,6 +34,7 @@ async def prepare(db: AsyncDatabase, *statements: str) -> None:
 async def write_pair(db: AsyncDatabase, batch: int) -> None:
     async with db.session() as session:
         await session.execute(INSERT, {"batch": batch, "half": 1})
+        await session.execute(ROWS)
         await session.execute(INSERT, {"batch": batch, "half": 2})
 
 
@@ -76,10 +79,8 @@ async def test_cancelling_at_random_awaits_leaves_nothing_half_done(db: AsyncDat
                 await asyncio.sleep(0)
                 task.cancel()
         waiting.append(task)
-        if len(waiting) == 8:
-            await asyncio.wait(waiting)
-            waiting.clear()
-    await asyncio.wait(waiting or [asyncio.create_task(asyncio.sleep(0))])
+        if len(waiting) % 8 == 0:
+            await asyncio.wait(waiting)  # they are kept, and with their tracebacks all that they were doing
     written = await assert_clean(db)
     assert 0 < written < 400  # some were in time, some were not
 
@@ -147,6 +148,45 @@ async def test_a_cancelled_statement_stops_running_on_sqlite(sqlite_db: AsyncDat
     await ended(task)
     await prepare(sqlite_db)
     assert await assert_clean(sqlite_db) == 0
+
+
+async def test_cancelled_between_two_rows_it_frees_the_writer_on_sqlite(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = AsyncDatabase(sqlite_url, busy_timeout_seconds=0.2)
+    await prepare(db)
+    reading = asyncio.Event()
+
+    async def fetch_all(cursor: aiosqlite.Cursor) -> None:
+        reading.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aiosqlite.Cursor, "fetchall", fetch_all)
+        task = asyncio.create_task(write_pair(db, 1))
+        await reading.wait()
+        task.cancel()
+        await ended(task)
+    await write_pair(db, 1)  # while the task's traceback holds the cursor
+    assert await assert_clean(db) == 1
+    await db.dispose()
+
+
+async def test_a_stream_that_is_left_open_ends_with_its_session_on_sqlite(sqlite_url: str) -> None:
+    db = AsyncDatabase(sqlite_url, pool_size=1, max_overflow=0, busy_timeout_seconds=0.2)
+    other = AsyncDatabase(sqlite_url)
+    hundred = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 100) SELECT x, h FROM n"
+    await prepare(db, f"INSERT INTO pairs {hundred}, (SELECT 1 AS h UNION ALL SELECT 2)")
+    left: list[object] = []
+    for read_only in (True, False):
+        async with db.session(read_only=read_only) as session:
+            left.append(rows := await session.stream(text("SELECT batch FROM pairs")))
+            await rows.fetchone()
+    await write_pair(other, 101)
+    await write_pair(db, 102)  # its connection knows what the other has written since the stream began
+    assert await assert_clean(db) == 102
+    await other.dispose()
+    await db.dispose()
 
 
 async def test_waiting_for_a_connection_can_be_cancelled(db: AsyncDatabase) -> None:

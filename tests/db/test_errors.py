@@ -79,6 +79,15 @@ FAILURES = [
     ("a value that a check refuses", row(size=-1), ValidationError),
     ("a number that is too large", row(size=2**80), ValidationError),
     ("text with half a character", row(name="\ud800"), ValidationError),
+    ("text with NUL", row(name="a\0b"), ValidationError),
+    (
+        "a question about text with NUL",
+        lambda session: session.scalars(select(Thing.id).filter_by(name="\0")),
+        ValidationError,
+    ),
+    ("JSON with NUL", row(extra={"a": ["\0"]}), ValidationError),
+    ("JSON with half a character", row(extra={"a": ["\ud800"]}), ValidationError),
+    ("JSON with a number that is none", row(extra={"a": float("nan")}), ValidationError),
     ("an object that is no value", row(name=object()), ValidationError),
     ("an identifier of the wrong form", row(token="x"), ValidationError),
     ("a time without a time zone", row(at=datetime(2024, 6, 7)), ValidationError),  # noqa: DTZ001
@@ -170,3 +179,11 @@ async def test_errors_that_are_not_the_databases_pass_untouched(error: BaseExcep
             await session.execute(text("SELECT 1"))
             raise error
     assert raised.value is error
+
+
+async def test_json_about_nul_is_no_nul(things: AsyncDatabase) -> None:
+    value = ["\\u0000", "\\\\u0000", "ü"]
+    async with things.session() as session:
+        await row(extra=value)(session)
+    async with things.session() as session:
+        assert await session.scalar(select(Thing.extra).where(Thing.id == 9)) == value

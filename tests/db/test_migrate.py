@@ -26,9 +26,11 @@ from svc_infra.errors import ConfigurationError, SvcInfraError, UnavailableError
 
 MODELS = [
     "svc_infra.db.models",
+    "svc_infra.admin.impersonation.models",
     "svc_infra.security.models",
     "svc_infra.security.audit.models",
     "svc_infra.security.keys.models",
+    "svc_infra.security.mfa.models",
     "svc_infra.security.oauth.models",
     "svc_infra.jobs.flows.models",
     "svc_infra.security.organizations.models",
@@ -51,6 +53,9 @@ CHAIN = [
     "0015_api_keys",
     "0016_organizations",
     "0017_oauth",
+    "0018_mfa",
+    "0019_admin",
+    "0020_key_rates",
 ]
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
+import weakref
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -15,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
+from svc_infra.middleware import RateLimitMiddleware
 from svc_infra.obs.add import add_observability
 from svc_infra.obs.context import current
 from svc_infra.obs.metrics import Metrics
@@ -294,3 +297,25 @@ async def test_the_access_log_can_be_turned_down_alone() -> None:
     with captured() as output:
         await call(only(hello))
     assert output.text == ""
+
+
+async def test_a_request_is_gone_with_its_answer_and_does_not_wait_for_the_garbage_collector() -> None:
+    class Left:
+        """Something in the scope."""
+
+    left: list[weakref.ref[Left]] = []
+
+    async def answer(request: Request) -> PlainTextResponse:
+        request.scope["left"] = Left()
+        left.append(weakref.ref(request.scope["left"]))
+        return PlainTextResponse("hello")
+
+    app = only(answer)
+    app.add_middleware(RateLimitMiddleware)
+    assert (await call(app)).status == 200  # makes what is made once
+    gc.disable()
+    try:
+        assert (await call(app)).status == 200
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()

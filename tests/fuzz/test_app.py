@@ -10,14 +10,17 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import jsonschema_rs
 import pytest
-from fastapi import Cookie, Depends, FastAPI, Form, Header, Request, UploadFile
+from fastapi import Body, Cookie, Depends, FastAPI, Form, Header, Request, Response, UploadFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
+from starlette.responses import FileResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message
 
 from svc_infra import create_app
@@ -43,19 +46,24 @@ from tests.middleware.asgi import Answer, lifespan, scope_of
 Headers = list[tuple[bytes, bytes]]
 
 IS_A_PROBLEM = jsonschema_rs.validator_for(PROBLEM)
+STATIC = f"/static/{Path(__file__).name}"
 KNOWN = [
     *(("GET", "/me"), ("POST", "/me"), ("POST", "/guarded"), ("GET", "/conditional"), ("PUT", "/conditional")),
     *(("POST", "/json"), ("POST", "/form"), ("POST", "/upload"), ("GET", "/cookies"), ("GET", "/docs")),
+    *(("POST", "/any"), ("GET", "/file"), ("GET", STATIC), ("HEAD", STATIC)),
 ]
 PATHS = ["/me", "/guarded", "/conditional", "/json", "/form", "/upload", "/cookies", "/nowhere", "/docs"]
 LIMIT_BYTES = 500
+FILE_BYTES = Path(__file__).stat().st_size
 
 
 class Item(BaseModel):
     """Some JSON."""
 
-    name: Annotated[str, Field(max_length=100)]  # without a rule pydantic looks into no text, and lets half a pair pass
+    name: str
     count: int = 0
+    price: float = 0
+    more: Any = None
 
 
 def with_everything(sql_url: str) -> FastAPI:
@@ -78,6 +86,12 @@ def with_everything(sql_url: str) -> FastAPI:
     app.add_middleware(RateLimitMiddleware, "1000000/second")
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(LoggingMiddleware)
+    add_readers(app)
+    return app
+
+
+def add_readers(app: FastAPI) -> None:
+    """Give an app routes that read in every way."""
     limited = rate_limit("1000000/second", per="tenant")
 
     @app.api_route("/me", methods=["GET", "POST"], dependencies=[limited])
@@ -96,6 +110,16 @@ def with_everything(sql_url: str) -> FastAPI:
     async def document(item: Item) -> Item:
         return item
 
+    @app.post("/any")
+    async def anything(document: Annotated[dict[str, Any] | list[Any] | str, Body()]) -> Response:
+        return JSONResponse(document)
+
+    @app.get("/file")
+    async def file() -> FileResponse:
+        return FileResponse(__file__)
+
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent))
+
     @app.post("/form")
     async def form(name: Annotated[str, Form()], count: Annotated[int, Form()] = 0) -> str:
         return name
@@ -109,8 +133,6 @@ def with_everything(sql_url: str) -> FastAPI:
         sid: Annotated[str | None, Cookie()] = None, accept: Annotated[str | None, Header()] = None
     ) -> list[str | None]:
         return [sid, accept]
-
-    return app
 
 
 @pytest.fixture
@@ -196,7 +218,21 @@ likely = st.sampled_from(
     ]
 )
 values = likely | st.binary(max_size=30)
-JSON = [b'{"name": "a"}', b'{"name": 1, "count": "x"}', b'{"name": "\\ud800"}', b'{"count": 1e999, "name": ""}', b"["]
+JSON = [
+    *(b'{"name": "a"}', b'{"name": 1, "count": "x"}', b'{"name": "\\ud800"}', b'{"count": 1e999, "name": ""}', b"["),
+    *(b'{"name": "", "price": 1e999}', b'{"name": "\\u0000", "more": [NaN]}', b'{"\\udc00": -Infinity}', b"9" * 450),
+    *(
+        b"[" * 200 + b"]" * 200,
+        b'{"a":' * 60 + b"1" + b"}" * 60,
+        b"\xef\xbb\xbf{}",
+        b"\xff\xfe{\x00}\x00",
+        b'"\xed\xa0\x80"',
+    ),
+]
+texts = st.text(st.characters(exclude_categories=[]), max_size=8)
+documents = st.recursive(
+    texts | st.floats() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(texts, inner)
+).map(lambda value: json.dumps({"name": "a", "more": value}).encode())
 FORMS = [b"name=a", b"name=a&count=%zz", b"name=%ff&count=" + b"9" * 50, b"%", b"=&=", b"name=a;count=1"]
 PART = b'--x\r\ncontent-disposition: form-data; name="'
 PARTS = [
@@ -206,7 +242,7 @@ PARTS = [
     b"--x\r\ncontent-disposition: form-data\r\n\r\n\r\n--x--\r\n",
 ]
 typed = st.one_of(  # a body of the type that it is said to have, or nearly
-    st.tuples(st.just(b"application/json"), st.sampled_from(JSON) | st.binary(max_size=20)),
+    st.tuples(st.just(b"application/json"), st.sampled_from(JSON) | documents | st.binary(max_size=20)),
     st.tuples(st.just(b"application/x-www-form-urlencoded"), st.sampled_from(FORMS) | st.binary(max_size=20)),
     st.tuples(st.just(b"multipart/form-data; boundary=x"), st.sampled_from(PARTS) | st.binary(max_size=20)),
     st.tuples(values, st.binary(max_size=40) | st.just(b"x" * (LIMIT_BYTES + 1))),
@@ -222,6 +258,7 @@ paths = st.sampled_from(PATHS) | st.text(max_size=20).map("/{}".format)
 methods = st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "QUERY", "get", "é"])
 
 
+ranges = likely | st.from_regex(rb"(bytes|items)?=?[0-9, -]{0,12}", fullmatch=True)
 ONE_APP_FOR_ALL = settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -243,10 +280,25 @@ async def test_any_request_gets_one_well_formed_answer(
 
 
 @ONE_APP_FOR_ALL
-@given(ranges=likely | st.from_regex(rb"(bytes|items)=[0-9, -]{0,12}", fullmatch=True), path=st.sampled_from(PATHS))
+@given(ranges=ranges, path=st.sampled_from(PATHS))
 async def test_a_range_that_is_asked_for_changes_nothing(app: FastAPI, ranges: bytes, path: str) -> None:
-    """No part of this library serves parts; RFC 9110, section 14.2, lets a server give the whole."""
+    """No answer but a file has parts; RFC 9110, section 14.2, lets a server give the whole."""
     whole = await ask(app, "GET", path, b"", [], [])
     answer = await ask(app, "GET", path, b"", [(b"range", ranges), (b"if-range", b'"a"')], [])
     check(answer, "GET")
     assert (answer.status, dict(answer.headers).keys()) == (whole.status, dict(whole.headers).keys())
+
+
+@ONE_APP_FOR_ALL
+@given(ranges=ranges, path=st.sampled_from(["/file", STATIC]), if_range=st.none() | likely)
+async def test_a_part_of_a_file_is_what_was_asked_for_or_a_problem(
+    app: FastAPI, ranges: bytes, path: str, if_range: bytes | None
+) -> None:
+    headers = [(b"range", ranges)] + ([] if if_range is None else [(b"if-range", if_range)])
+    answer = await ask(app, "GET", path, b"", headers, [])
+    check(answer, "GET")
+    assert answer.status in (200, 206, 400, 416)
+    if answer.status == 416:
+        assert answer.header("content-range") == f"bytes */{FILE_BYTES}"
+    if answer.status < 400:
+        assert int(answer.header("content-length")) == len(answer.body)

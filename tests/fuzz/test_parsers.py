@@ -23,7 +23,7 @@ from svc_infra.edge.cors import cors, is_preflight
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import BadRequestError, ConfigurationError, IdempotencyKeyMalformedError, InvalidTokenError
 from svc_infra.idempotency.key import parse_key
-from svc_infra.middleware._limiter import address
+from svc_infra.middleware._limiter import network
 from svc_infra.middleware._scope import read_headers
 from svc_infra.middleware.conditional import parse_entity_tags, parse_http_date
 from svc_infra.middleware.gcra import Rate
@@ -41,7 +41,12 @@ SHORTER_LENGTH, SHORTER_SECONDS = 8 * 1024, 0.1
 
 CLOCK = FakeClock()
 TOKENS = AccessTokens(KeyRing(SecretStr("k" * 32)), issuer="i", audience="a", ttl_seconds=60, clock=CLOCK)
-GENUINE = TOKENS.issue(user_id=UUID(int=1), session_id=UUID(int=2), session_ends_at=CLOCK.now() + timedelta(days=1))[0]
+GENUINE, _ = TOKENS.issue(
+    user_id=UUID(int=1),
+    session_id=UUID(int=2),
+    session_ends_at=CLOCK.now() + timedelta(days=1),
+    authenticated_at=CLOCK.now(),
+)
 PROXIES = {header: TrustedProxies(["192.0.2.0/24"], header=header) for header in ("x-forwarded", "forwarded")}
 HOSTS = TrustedHosts(["api.example.com", "*.example.com"])
 CORS = cors(None, CorsSettings(origins=("https://*.example.com",)))  # type: ignore[arg-type]
@@ -83,7 +88,7 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception] | None]] = {
     "access token": (TOKENS.verify, InvalidTokenError),
     "claims": (lambda text: TOKENS.verify(f"{GENUINE.partition('.')[0]}.{text}"), InvalidTokenError),
     "signature": (lambda text: TOKENS.verify(f"{GENUINE.rpartition('.')[0]}.{text}"), InvalidTokenError),
-    "address": (lambda text: address({"client": (text, 1)}), None),
+    "network": (network, None),
     "header of an answer": (lambda text: encoded([("a", text)]), None),
     "log": (redacted, None),
     "log, cut": (lambda text: shown(text, keep_end=True), None),
@@ -139,7 +144,7 @@ SAMPLES = {
     "access token": "a.b.c",
     "claims": "eyJhIjoxfQ",
     "signature": "AbC_-",
-    "address": "fe80::1%eth0",
+    "network": "fe80::1%eth0",
     "header of an answer": "a b",
     "log": "://a:b@ password='d' Bearer e",
     "log, cut": "eyJaaaa.b",

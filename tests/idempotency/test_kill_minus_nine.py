@@ -19,7 +19,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.db.sql import migrate
 from tests.idempotency.shop import key
 
-KEYS = 250
+KEYS = 500
 KILLS = 4
 CLIENTS = 16
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from svc_infra.jobs.backends.entry import Entry
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.redis import queue as redis
+from svc_infra.jobs.redis import scripts as redis
 from svc_infra.jobs.redis.scripts import script as original
 from svc_infra.jobs.sql import postgres_steps, sqlite
 from svc_infra.jobs.sql.statements import JobStatements

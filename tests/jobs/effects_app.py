@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,6 +55,12 @@ async def hang() -> None:
     await asyncio.Event().wait()
 
 
+@task(name="frozen")
+async def frozen() -> int:
+    """How many objects the garbage collector leaves alone."""
+    return gc.get_freeze_count()
+
+
 def make() -> FastAPI:
     """The app, on `REDIS_URL` where it is set and else on `SQL_URL`."""
     app = FastAPI()
@@ -61,7 +68,7 @@ def make() -> FastAPI:
     url = wiring.settings.redis.url
     if url is None:
         add_db(app)
-        add_jobs(app, tasks=[effect_in_sql, wait_for_file, hang, leave])
+        add_jobs(app, tasks=[effect_in_sql, wait_for_file, hang, leave, frozen])
         return app
 
     @asynccontextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -57,12 +58,14 @@ class Place:
     Attributes:
         make: An empty queue with this clock; what was in it before is gone.
         at_once: Whether a claim finds all that waits. PostgreSQL's begins with what the process has been told of, and
-            looks for the rest beside it.
+            looks for the rest beside it, less often the longer a look takes.
+        patience_seconds: How long a claim may take to find the rest.
     """
 
     make: Callable[[FakeClock], AbstractAsyncContextManager[AnyQueue]]
     runner: asyncio.Runner
     at_once: bool = True
+    patience_seconds: float = 30.0
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -106,7 +109,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(job_id=ids, request=requests)
     def enqueue_the_same_id_again(self, job_id: str, request: JobRequest) -> None:
-        again = replace(request, job_id=job_id, unique=None)
+        again = replace(request, job_id=job_id)
         if job_id in self.model.jobs:
             assert self.run(self.queue.enqueue_many([again])) == [job_id]
 
@@ -127,10 +130,11 @@ class QueueMachine(RuleBasedStateMachine):
         due = self.model.due(names)
         wanted = min(limit, len(due))
         claimed: list[Job] = []
-        for _ in range(1 if self.place.at_once else 100):
-            terms = {"worker_id": worker, "queues": list(names), "lease_seconds": lease}
+        terms = {"worker_id": worker, "queues": list(names), "lease_seconds": lease}
+        end = time.monotonic() + self.place.patience_seconds
+        while True:
             claimed += self.run(self.queue.reserve(limit=limit - len(claimed), **terms))
-            if len(claimed) == wanted:
+            if len(claimed) == wanted or self.place.at_once or time.monotonic() > end:
                 break
             self.run(asyncio.sleep(0.01))
         assert len(claimed) == wanted
@@ -147,7 +151,8 @@ class QueueMachine(RuleBasedStateMachine):
             return job.tenant if self.place.at_once else (job.tenant, job.queue)
 
         taken, waited = first_of_each(claimed, lane), first_of_each(due, lane)
-        assert taken == {key: waited[key][: len(ids)] for key, ids in taken.items()}
+        expected = {key: waited[key][: len(ids)] for key, ids in taken.items()}
+        assert taken == expected, f"{taken} were claimed, and should have been {expected}"
 
     @rule(attempt=attempts, lease=leases)
     def heartbeat(self, attempt: Job, lease: float) -> None:
@@ -261,7 +266,10 @@ class QueueMachine(RuleBasedStateMachine):
         error = seen.last_error
         if error is not None and error.startswith(LEASE_ENDED):
             error = LEASE_ENDED  # the facts behind it are checked elsewhere
-        assert replace(seen, last_error=error, **NOT_SHOWN) == replace(expected, **NOT_SHOWN)
+        both = replace(seen, last_error=error, **NOT_SHOWN), replace(expected, **NOT_SHOWN)
+        values = {field.name: [getattr(one, field.name) for one in both] for field in fields(Job)}
+        wrong = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+        assert not wrong, f"job {seen.id} has, and should have, {wrong}"
 
     @rule(state=st.sampled_from(JobState), queue=st.sampled_from(QUEUES))
     def look(self, state: JobState, queue: str) -> None:

@@ -260,6 +260,7 @@ async def test_readiness_asks_the_worker_whether_it_gets_what_is_due() -> None:
     clock = FakeClock()
     queue = Stuck(clock=clock)
     app = made(jobs={"driver": "memory", "poll_interval_seconds": 0.01, "stall_seconds": 0.05, "drain_seconds": 0.5})
+    wiring_of(app).provide(Clock, clock)
     add_jobs(app, tasks=[hello], queue=queue, scheduler=False)
     check = wiring_of(app).parts["worker"].check
     assert check is not None

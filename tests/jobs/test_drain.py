@@ -3,11 +3,12 @@
 import asyncio
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, Worker, task
+from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobState, RedisJobQueue, Worker, task
 from svc_infra.jobs.workers import worker
 from tests.jobs.working import UnreliableQueue, until, until_state, working
 
@@ -152,6 +153,46 @@ async def test_an_idle_worker_stops_within_a_tenth_of_a_second() -> None:
     one.stop()
     await running
     assert time.perf_counter() - stopped < 0.1
+
+
+async def test_an_idle_worker_on_valkey_stops_within_a_tenth_of_a_second(valkey_url: str) -> None:
+    queue = RedisJobQueue(valkey_url)
+    one = Worker(queue, [nothing], poll_interval_seconds=60)
+    running = asyncio.create_task(one.run())
+
+    async def blocked() -> bool:
+        return int((await queue._client.info("clients"))["blocked_clients"]) == 1
+
+    await until(blocked)
+    stopped = time.perf_counter()
+    one.stop()
+    await running
+    assert time.perf_counter() - stopped < 0.1
+    await queue.close()
+
+
+async def test_a_busy_worker_starts_nothing_a_tenth_of_a_second_after_its_stop(valkey_url: str) -> None:
+    queue, begun = RedisJobQueue(valkey_url), 0
+
+    @task
+    async def brief() -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(0.001)
+
+    ids = await brief.options(on=queue).enqueue_many([{}] * 500)
+    one = Worker(queue, [brief], concurrency=5, prefetch=5)
+    running = asyncio.create_task(one.run())
+    await until(lambda: begun >= 20)
+    stopped = datetime.now(UTC)
+    one.stop()
+    await running
+    jobs = [job for job_id in ids if (job := await queue.get(job_id)) is not None]
+    starts = [job.started_at for job in jobs if job.state is JobState.SUCCEEDED and job.started_at]
+    assert 20 <= len(starts) == begun < 500
+    assert max(starts) <= stopped + timedelta(seconds=0.1)
+    assert {(job.state, job.attempts) for job in jobs} == {(JobState.SUCCEEDED, 1), (JobState.READY, 0)}
+    await queue.close()
 
 
 async def test_a_worker_stopped_before_it_starts_claims_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -55,8 +57,21 @@ async def test_nothing_remains_of_purged_jobs() -> None:
     for job in await queue.list(state=JobState.READY):
         await queue.cancel(job.id)
     assert await queue.purge(older_than_seconds=0) == 20
-    kept = [queue._entries, queue._unique, queue._delayed, queue._running, queue._finished, *queue._ready.values()]
-    assert not any(kept)
+    assert not any([queue._entries, queue._unique, queue._waiting, queue._running, queue._finished])
+
+
+async def test_waiting_ends_when_a_job_is_due() -> None:
+    queue = InMemoryJobQueue()
+    await queue.enqueue("late", delay_seconds=60)
+    assert await queue.reserve(worker_id="w") == []
+    await asyncio.wait_for(queue.wait(30), timeout=5)  # it was told of that one
+    waiting = asyncio.create_task(queue.wait(30))
+    await asyncio.sleep(0)
+    await queue.enqueue("soon", delay_seconds=0.05)
+    await asyncio.wait_for(waiting, timeout=5)
+    while not (jobs := await queue.reserve(worker_id="w")):
+        await asyncio.wait_for(queue.wait(30), timeout=5)
+    assert [job.name for job in jobs] == ["soon"]
 
 
 async def test_a_session_that_cannot_tell_of_its_commit_is_refused() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from svc_infra.jobs import InMemoryJobQueue, Job, JobState, Retry, Snooze, Task, task
 from svc_infra.obs import context
+from svc_infra.obs.logging import setup_logging
 from svc_infra.testing import FakeClock
 from tests.jobs.working import until, until_state, working
+from tests.obs.log_capture import kept_logging
 
 
 @task(cpu=True)
@@ -35,6 +39,17 @@ def endless(marks: str) -> None:
 @task(cpu=True)
 def leave() -> None:
     os._exit(7)
+
+
+@task(cpu=True, retry={ChildProcessError: None})
+def leave_for_good() -> None:
+    os._exit(7)
+
+
+@task(cpu=True)
+def chatty() -> None:
+    logging.getLogger("app").info("from the inside", extra={"size": 3})
+    logging.getLogger("app").debug("from the inside, too")
 
 
 @task(cpu=True, retry={KeyError: None})
@@ -98,14 +113,32 @@ async def test_it_is_killed_when_the_worker_stops_and_its_job_is_handed_back(
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
-async def test_a_process_that_dies_fails_its_job_and_is_replaced(queue: InMemoryJobQueue) -> None:
-    bad = await leave.options(on=queue, max_attempts=1).enqueue()
+async def test_a_process_that_dies_is_a_crash_of_its_job_and_is_replaced() -> None:
+    queue = InMemoryJobQueue(max_crashes=1)
+    bad = await leave.options(on=queue, max_attempts=2).enqueue()
     async with working(queue, leave, square, concurrency=1):
         job = await until_state(queue, bad)
         good = await until_state(queue, await square.options(on=queue).enqueue(number=2))
-    assert job.state is JobState.DEAD
-    assert str(job.last_error).startswith("ChildProcessError: The process that ran it ended with status 7.")
+    assert (job.state, job.attempts, job.crashes) == (JobState.DEAD, 1, 1)
+    assert str(job.last_error).startswith("ProcessDiedError: The process that ran it ended with status 7.")
     assert good.result["square"] == 4
+
+
+async def test_what_a_task_says_of_a_process_that_died_counts_more(queue: InMemoryJobQueue) -> None:
+    job = await finished(queue, leave_for_good)
+    assert (job.state, job.attempts, job.crashes) == (JobState.DEAD, 1, 0)
+
+
+async def test_its_log_lines_are_written_as_those_of_the_worker(
+    queue: InMemoryJobQueue, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with kept_logging():
+        setup_logging("INFO", "json")
+        job = await finished(queue, chatty)
+    lines = [orjson.loads(line) for line in capfd.readouterr().err.splitlines() if "from the inside" in line]
+    (line,) = lines
+    assert (line["level"], line["size"], line["job_id"]) == ("INFO", 3, job.id)
+    assert line["pid"] != os.getpid()
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
 
 from svc_infra.jobs.job import Job, JobState, Limit
-from svc_infra.jobs.redis.queue import RedisJobQueue, _Terms
+from svc_infra.jobs.redis import claims
+from svc_infra.jobs.redis.claims import VOID_SECONDS, Terms
+from svc_infra.jobs.redis.queue import RedisJobQueue
 from svc_infra.obs.context import Context, enter, leave
+
+TOKEN = "t" * 32
 
 
 @pytest.fixture
@@ -71,22 +76,22 @@ async def test_a_worker_that_closes_hands_back_what_waiting_claimed_for_it(
 
 async def test_a_claim_whose_answer_nobody_reads_is_handed_back_unspent(queue: RedisJobQueue) -> None:
     await queue.enqueue("a")
-    unread = await queue._run("reserve", *queue._claim_arguments(terms(), 5, "t" * 32, True))
-    assert len(unread[1]) == 1
-    await queue._abandon("t" * 32)
+    assert len((await revocable_claim(queue))[1]) == 1
+    await queue._run("abandon", TOKEN, VOID_SECONDS, 100)
     job = await claim_one(queue)
     assert (job.attempts, job.crashes, job.worker_id) == (1, 0, "worker")
 
 
 async def test_a_claim_that_was_given_up_before_the_server_saw_it_is_never_made(queue: RedisJobQueue) -> None:
     await queue.enqueue("a")
-    await queue._abandon("t" * 32)
-    assert (await queue._run("reserve", *queue._claim_arguments(terms(), 5, "t" * 32, True)))[1] == []
+    await queue._run("abandon", TOKEN, VOID_SECONDS, 100)
+    assert (await revocable_claim(queue))[1] == []
     assert (await claim_one(queue)).attempts == 1
 
 
-def terms() -> _Terms:
-    return _Terms("gone", ("default",), 15.0, 5)
+async def revocable_claim(queue: RedisJobQueue) -> list[Any]:
+    arguments = queue._claims.arguments(Terms("gone", ("default",), 15.0, 5), TOKEN, f"{{jobs}}:void:{TOKEN}")
+    return list(await queue._run("reserve", *arguments))
 
 
 async def test_a_wait_that_is_cancelled_gives_its_claim_up(valkey_url: str, queue: RedisJobQueue) -> None:
@@ -99,8 +104,83 @@ async def test_a_wait_that_is_cancelled_gives_its_claim_up(valkey_url: str, queu
         await waiting
     await queue.enqueue("a")
     await leaving.close()
+    assert len(await queue._client.keys("{jobs}:void:*")) == 1  # should the server come to it all the same
     job = await claim_one(queue)
     assert (job.attempts, job.crashes) == (1, 0)
+
+
+async def test_two_workers_may_wait_on_one_queue(valkey_url: str, queue: RedisJobQueue) -> None:
+    assert await queue.reserve(worker_id="w", limit=2) == []
+    waiting = [asyncio.create_task(queue.wait(30)) for _ in range(2)]
+    await blocked(queue, 2)
+    other = RedisJobQueue(valkey_url)
+    for number in range(2):  # each wakes one of the two, and nobody takes what they claim meanwhile
+        await other.enqueue("a", job_id=f"job{number}")
+    await asyncio.wait_for(asyncio.gather(*waiting), timeout=5)
+    await other.close()
+    jobs = [job for _ in range(2) for job in await queue.reserve(worker_id="w", limit=2)]
+    assert sorted(job.id for job in jobs) == ["job0", "job1"]
+
+
+async def test_waiting_goes_on_when_the_server_has_closed_the_connection(
+    queue: RedisJobQueue, client: redis.Redis
+) -> None:
+    for number in range(2):
+        waiting = asyncio.create_task(claimed_while_waiting(queue))
+        await blocked(queue, 1)
+        await queue.enqueue("a", {"n": number})
+        assert (await waiting).payload == {"n": number}
+        await client.client_kill_filter(_type="normal", skipme=True)
+
+
+# --------------------------------------------------------------------------------------------- what comes by itself
+
+
+async def claimed_while_waiting(queue: RedisJobQueue, *queues: str) -> Job:
+    """What a worker gets that looks when it is woken, and by itself only after a longer time than this takes."""
+    async with asyncio.timeout(3):
+        for _ in range(4):
+            if jobs := await queue.reserve(worker_id="w", queues=queues or ("default",)):
+                return jobs[0]
+            await queue.wait(30)
+    raise AssertionError("woken again and again for nothing")
+
+
+@pytest.fixture
+def long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BLOCK_SECONDS", 4.0)
+
+
+@pytest.mark.usefixtures("long_blocks")
+async def test_a_worker_waits_no_longer_than_until_a_job_is_due(queue: RedisJobQueue) -> None:
+    await queue.enqueue("a", queue="other", delay_seconds=0.2)
+    await queue.enqueue("b", delay_seconds=60)
+    job = await claimed_while_waiting(queue, "default", "other")
+    assert job.started_at is not None
+    assert (job.name, job.started_at >= job.available_at) == ("a", True)
+
+
+@pytest.mark.usefixtures("long_blocks")
+async def test_a_job_that_is_due_sooner_than_the_others_is_told_to_who_waits(
+    valkey_url: str, queue: RedisJobQueue, client: redis.Redis
+) -> None:
+    await queue.enqueue("late", delay_seconds=60)
+    await client.delete("{jobs}:wake:default")
+    waiting = RedisJobQueue(valkey_url)
+    look = asyncio.create_task(claimed_while_waiting(waiting))
+    await blocked(queue, 1)
+    await queue.enqueue("later", delay_seconds=90)  # nobody has to know of it
+    assert await client.exists("{jobs}:wake:default") == 0
+    await queue.enqueue("soon", delay_seconds=0.2)
+    assert (await look).name == "soon"
+    await waiting.close()
+
+
+@pytest.mark.usefixtures("long_blocks")
+async def test_a_worker_waits_no_longer_than_until_a_lease_ends(queue: RedisJobQueue) -> None:
+    await queue.enqueue("a")
+    assert len(await queue.reserve(worker_id="dead", lease_seconds=0.2)) == 1
+    assert (await claimed_while_waiting(queue)).crashes == 1
 
 
 # ------------------------------------------------------------------------------------------------- turns across claims

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ EDGES = {  # each year's changes of the clocks, in UTC
     "America/New_York": [datetime(2026, 3, 8, 7, tzinfo=UTC), datetime(2026, 11, 1, 6, tzinfo=UTC)],
     "Australia/Lord_Howe": [datetime(2026, 4, 4, 15, tzinfo=UTC), datetime(2026, 10, 3, 15, 30, tzinfo=UTC)],
 }
+ZONES = int(os.environ.get("SCHEDULE_STORM_ZONES", "1"))
+"""In how many of the zones the storm rages in databases too; in memory it does so in all."""
 CASES = [pytest.param(zone, edge, id=f"{zone}-{edge:%b}") for zone, edges in EDGES.items() for edge in edges]
 BEFORE, AFTER = timedelta(hours=14), timedelta(hours=6)
 MINUTE = timedelta(minutes=1)
@@ -199,9 +202,9 @@ async def test_no_tick_is_doubled_and_every_miss_is_explained(zone: str, edge: d
     assert await proven(world, store, edge) > 10_000 / len(CASES)
 
 
-@pytest.mark.parametrize(("zone", "edge"), CASES)
+@pytest.mark.parametrize(("zone", "edge"), CASES[: 2 * ZONES])
 async def test_no_tick_is_doubled_and_every_miss_is_explained_in_a_database(
     zone: str, edge: datetime, db: AsyncDatabase
 ) -> None:
     world = World(SqlJobQueue(db), db, edge - BEFORE, zone=zone, minutes=5)
-    assert await proven(world, SqlScheduleStore(db), edge) > 5000 / len(CASES) / 2
+    assert await proven(world, SqlScheduleStore(db), edge) > 400

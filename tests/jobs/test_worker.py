@@ -11,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.config import Settings
 from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
-from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Worker, task
+from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Limit, Worker, task
 from svc_infra.jobs.task import Task
 from svc_infra.obs import context
 from svc_infra.obs.metrics import Metrics
 from svc_infra.testing import FakeClock
+from svc_infra.types import Clock
 from svc_infra.wiring import Wiring, current_wiring
 from tests.jobs.working import START, UnreliableQueue, measured, until, until_state, working
 
@@ -259,6 +260,58 @@ async def test_a_worker_that_gets_none_of_the_due_jobs_is_not_alive() -> None:
             await worker.check()
         await queue.pause("default")
         await worker.check()
+
+
+@pytest.mark.parametrize("of", ["job", "queue"])
+async def test_jobs_that_only_a_limit_holds_back_say_nothing_against_a_worker(of: str) -> None:
+    clock = FakeClock(START)
+    queue = InMemoryJobQueue(clock=clock)
+    limit = Limit("k", rate=1, period_seconds=86400)
+    if of == "queue":
+        await queue.configure_queue("default", rate=1, period_seconds=86400)
+    ids = await double.options(on=queue, limit=limit if of == "job" else None).enqueue_many([{"number": 1}] * 2)
+    async with working(queue, double, stall_seconds=0.02) as worker:
+        await until_state(queue, ids[0])
+        clock.advance(60)
+        await asyncio.sleep(0.05)
+        assert (await queue.stats()).oldest_due_age_seconds == 60
+        await worker.check()
+
+
+async def test_a_job_without_a_limit_among_those_with_one_tells_of_a_worker_that_gets_none() -> None:
+    clock = FakeClock(START)
+    queue = Stuck(clock=clock)
+    wiring = Wiring(Settings())
+    wiring.provide(Clock, clock)
+    await double.options(on=queue, limit=Limit("k", rate=1)).enqueue(number=1)
+    await double.options(on=queue, delay_seconds=3600).enqueue(number=1)
+    async with working(queue, double, stall_seconds=0.02, wiring=wiring) as worker:
+        clock.advance(60)
+        await asyncio.sleep(0.05)
+        await worker.check()
+        await double.options(on=queue).enqueue(number=1)
+        clock.advance(60)
+        with pytest.raises(UnavailableError, match="has got none for"):
+            await worker.check()
+
+
+async def test_a_worker_that_gets_no_answer_is_not_alive_whatever_holds_its_jobs_back() -> None:
+    clock, answers = FakeClock(START), asyncio.Event()
+
+    class Silent(InMemoryJobQueue):
+        async def reserve(self, **terms: Any) -> list[Job]:
+            await answers.wait()
+            return []
+
+    queue = Silent(clock=clock)
+    await double.options(on=queue, limit=Limit("k", rate=1)).enqueue(number=1)
+    async with working(queue, double, stall_seconds=0.02) as worker:
+        clock.advance(60)
+        await worker.check()
+        await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError, match="has not answered for"):
+            await worker.check()
+        answers.set()
 
 
 async def test_a_worker_without_room_is_alive() -> None:

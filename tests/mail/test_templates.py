@@ -9,6 +9,9 @@ from svc_infra.mail import Templates
 from svc_infra.mail.queue import NOBODY
 from svc_infra.security.accounts import LinkKind
 from svc_infra.security.accounts.credentials import EMAIL_CHANGED, PASSWORD_CHANGED
+from svc_infra.security.mfa.email_codes import CODE_MAIL
+from svc_infra.security.mfa.factors import ENROLLED_MAIL, REMOVED_MAIL, RESET_MAIL
+from svc_infra.security.mfa.login import RECOVERY_LOW_MAIL
 
 TO = "ana@example.com"
 
@@ -28,9 +31,31 @@ def test_every_link_that_accounts_send_is_absolute_in_text_and_html(kind: LinkKi
     assert "$" not in message.text + message.html + message.subject
 
 
-@pytest.mark.parametrize("name", [PASSWORD_CHANGED, EMAIL_CHANGED])
+@pytest.mark.parametrize(
+    "name",
+    [PASSWORD_CHANGED, EMAIL_CHANGED, ENROLLED_MAIL, REMOVED_MAIL, RESET_MAIL, RECOVERY_LOW_MAIL, CODE_MAIL],
+)
 def test_every_notice_that_accounts_send_can_be_written(name: str) -> None:
-    assert templates().render(name, NOBODY, {"email": "new@example.com"}).subject
+    values = {"email": "new@example.com", "factor": "Phone", "left": "3", "code": "12345678"}
+    message = templates().render(name, NOBODY, values)
+    assert "Shop" in message.subject
+    assert message.html is not None
+    assert "$" not in message.text + message.html
+
+
+def test_the_offer_to_link_an_identity_leads_to_a_page() -> None:
+    message = templates().render("oauth_offer", TO, {"provider": "google", "link": "/link-account#token"})
+    assert message.subject == "Log in to Shop with google"
+    for text in (message.text, message.html or ""):
+        assert "https://shop.example/link-account#token" in text
+        assert "$" not in text
+
+
+def test_the_notice_of_a_leaked_key_shows_what_its_finder_says_as_text() -> None:
+    message = templates().render("key_leaked", TO, {"name": "ci", "hint": "aB3x", "found_at": "<a href=x>"})
+    assert "&lt;a href=x&gt;" in (message.html or "")
+    assert "aB3x" in message.text
+    assert "$" not in message.text + (message.html or "") + message.subject
 
 
 def test_values_are_escaped_in_html_and_not_in_text(tmp_path: Path) -> None:

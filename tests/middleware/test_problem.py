@@ -183,6 +183,14 @@ def test_further_members_are_shown_as_they_are() -> None:
     assert rendered(UnavailableError("x"), members={"checks": [1]})["checks"] == [1]
 
 
+@pytest.mark.parametrize(
+    ("path", "instance"), [("/%", "/%25"), ("/%%\U0010d37e", "/%25%25%F4%8D%8D%BE"), ("/%41", "/%2541")]
+)
+def test_the_instance_is_an_address_also_where_the_path_has_a_percent_sign(path: str, instance: str) -> None:
+    _, _, body = render(NotFoundError(), scope=scope_of(path=path), expose=False, cause=None)
+    assert json.loads(body)["instance"] == instance
+
+
 def test_the_instance_is_a_path_within_bounds() -> None:
     _, _, body = render(NotFoundError(), scope=scope_of(path="/a b\n?x=1/" + "é" * 9000), expose=False, cause=None)
     instance = json.loads(body)["instance"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,14 +12,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from svc_infra import create_app
 from svc_infra.errors import ConfigurationError
 from svc_infra.middleware import RateLimitMiddleware
 from svc_infra.middleware.rate_limit_store import MemoryRateLimitStore
-from tests.middleware.asgi import call, lifespan, only, scope_of
+from tests.middleware.asgi import around, call, edged, lifespan, only, scope_of
 
 
 class HeldClock:
@@ -40,13 +41,27 @@ async def socket(websocket: WebSocket) -> None:
     await websocket.close()
 
 
-def limited(clock: HeldClock, rate: str | tuple[str, ...] = "3/minute", **options: Any) -> Starlette:
-    app = Starlette(routes=[Route("/{path:path}", hello), WebSocketRoute("/{path:path}", socket)])
-    app.add_middleware(RateLimitMiddleware, rate=rate, store=MemoryRateLimitStore(clock_ns=clock), **options)
-    return app
+class Waiting(MemoryRateLimitStore):
+    """A store that is asked as those are that take waiting."""
 
 
-async def test_as_many_as_the_rate_says_pass_and_then_none_until_time_has() -> None:
+Limit = Callable[..., Starlette]
+
+
+@pytest.fixture(params=["alone", "in the edge", "in the edge, waiting for the store"])
+def limited(request: pytest.FixtureRequest) -> Limit:
+    """Makes an app with a rate limit."""
+
+    def make(clock: HeldClock, rate: str | tuple[str, ...] = "3/minute", **options: Any) -> Starlette:
+        app = Starlette(routes=[Route("/{path:path}", hello), WebSocketRoute("/{path:path}", socket)])
+        store = (Waiting if "waiting" in request.param else MemoryRateLimitStore)(clock_ns=clock)
+        app.add_middleware(RateLimitMiddleware, rate=rate, store=store, **options)
+        return app if request.param == "alone" else edged(app)
+
+    return make
+
+
+async def test_as_many_as_the_rate_says_pass_and_then_none_until_time_has(limited: Limit) -> None:
     clock = HeldClock()
     app = limited(clock)
     for left in ("2", "1", "0"):
@@ -69,7 +84,7 @@ async def test_as_many_as_the_rate_says_pass_and_then_none_until_time_has() -> N
     assert (await call(app)).status == 429
 
 
-async def test_clients_are_counted_apart_by_address_and_ipv6_by_network() -> None:
+async def test_clients_are_counted_apart_by_address_and_ipv6_by_network(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
     for client in ("192.0.2.1", "192.0.2.2", "2001:db8:1::1", "2001:db8:2::1"):
         assert (await call(app, client=(client, 1))).status == 200
@@ -77,7 +92,7 @@ async def test_clients_are_counted_apart_by_address_and_ipv6_by_network() -> Non
         assert (await call(app, client=(client, 2))).status == 429
 
 
-async def test_no_header_makes_a_client_another() -> None:
+async def test_no_header_makes_a_client_another(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
     headers = [
         ("X-API-Key", "a"),
@@ -89,13 +104,13 @@ async def test_no_header_makes_a_client_another() -> None:
     assert (await call(app, headers=headers)).status == 429
 
 
-async def test_without_an_address_all_count_as_one() -> None:
+async def test_without_an_address_all_count_as_one(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
     assert (await call(app, client=None)).status == 200
     assert (await call(app, client=None)).status == 429
 
 
-async def test_probes_are_never_limited_and_other_prefixes_can_be_chosen() -> None:
+async def test_probes_are_never_limited_and_other_prefixes_can_be_chosen(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
     for _ in range(5):
         answer = await call(app, path="/_ops/ready")
@@ -112,7 +127,7 @@ async def test_probes_are_never_limited_and_other_prefixes_can_be_chosen() -> No
     ]
 
 
-async def test_a_preflight_is_never_limited_and_any_other_options_request_is() -> None:
+async def test_a_preflight_is_never_limited_and_any_other_options_request_is(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
     preflight = [("Origin", "https://shop.example"), ("Access-Control-Request-Method", "PUT")]
     for _ in range(3):
@@ -121,7 +136,7 @@ async def test_a_preflight_is_never_limited_and_any_other_options_request_is() -
     assert (await call(app, "OPTIONS")).status == 429
 
 
-async def test_several_rates_hold_at_once_and_the_usual_headers_show_the_tightest() -> None:
+async def test_several_rates_hold_at_once_and_the_usual_headers_show_the_tightest(limited: Limit) -> None:
     clock = HeldClock()
     app = limited(clock, ("2/second", "3/minute"))
     answer = await call(app)
@@ -141,7 +156,7 @@ async def test_several_rates_hold_at_once_and_the_usual_headers_show_the_tightes
     assert (refused.header("x-ratelimit-limit"), refused.header("x-ratelimit-remaining")) == ("3", "0")
 
 
-async def test_without_a_rate_of_its_own_the_middleware_limits_nothing() -> None:
+async def test_without_a_rate_of_its_own_the_middleware_limits_nothing(limited: Limit) -> None:
     app = limited(HeldClock(), ())
     answer = await call(app)
     assert answer.status == 200
@@ -160,7 +175,7 @@ async def test_a_rate_that_a_request_passes_twice_counts_it_once() -> None:
     assert (answer.header("x-ratelimit-remaining"), answer.header("ratelimit").count(";r=")) == ("2", 2)
 
 
-async def test_an_inner_limit_answers_with_the_headers_of_both() -> None:
+async def test_an_inner_limit_answers_with_the_headers_of_both(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
     app.add_middleware(RateLimitMiddleware, rate="5/minute")
     await call(app)
@@ -181,6 +196,34 @@ async def test_the_headers_are_on_an_error_that_the_edge_answers() -> None:
     assert (answer.header("x-ratelimit-remaining"), answer.header("ratelimit-policy")[:13]) == ("2", '"ip-3-60";q=3')
 
 
+async def test_the_headers_are_on_whatever_answer_begins_in_the_edge() -> None:
+    async def copying(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await inner({**scope}, receive, send)
+        except KeyError:
+            await PlainTextResponse("rescued")(scope, receive, send)
+
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise KeyError("lost")
+
+    inner = RateLimitMiddleware(fail, rate="3/minute")
+    app = around(copying)
+    assert [(await call(app)).header("x-ratelimit-remaining") for _ in range(3)] == ["2", "1", "0"]
+    assert (await call(app)).is_problem(429, "rate_limited")
+
+
+@pytest.mark.parametrize("store", [MemoryRateLimitStore, Waiting])
+async def test_a_rate_that_is_passed_twice_in_the_edge_counts_once(store: type[MemoryRateLimitStore]) -> None:
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    app = only(answer)
+    app.add_middleware(RateLimitMiddleware, rate="3/minute", store=store())
+    app.add_middleware(RateLimitMiddleware, rate=("3/minute", "5/minute"), store=store())
+    told = await call(app)
+    assert (told.header("x-ratelimit-remaining"), told.header("ratelimit").count(";r=")) == ("2", 2)
+
+
 async def test_headers_that_the_app_sends_itself_are_kept() -> None:
     async def twice(request: Request) -> PlainTextResponse:
         response = PlainTextResponse("hello")
@@ -192,7 +235,7 @@ async def test_headers_that_the_app_sends_itself_are_kept() -> None:
     assert len([name for name, _ in (await call(app)).headers if name == "set-cookie"]) == 2
 
 
-async def test_a_websocket_counts_as_a_request() -> None:
+async def test_a_websocket_counts_as_a_request(limited: Limit) -> None:
     app = limited(HeldClock(), "1/minute")
 
     async def connect(extensions: dict[str, Any]) -> list[Message]:
@@ -229,7 +272,7 @@ def test_a_wrong_rate_is_told_when_the_middleware_is_made() -> None:
         RateLimitMiddleware(Starlette(), rate="often")
 
 
-async def test_two_apps_count_apart() -> None:
+async def test_two_apps_count_apart(limited: Limit) -> None:
     first, second = limited(HeldClock(), "1/minute"), limited(HeldClock(), "1/minute")
     assert (await call(first)).status == 200
     assert (await call(second)).status == 200

@@ -226,8 +226,8 @@ def test_other_handlers_of_the_root_logger_are_left_alone() -> None:
         assert mine in root.handlers
 
 
-@pytest.mark.parametrize(("environment", "is_json"), [("prod", True), ("test", True), ("local", False), ("dev", False)])
-def test_prod_and_test_write_json_and_local_and_dev_write_for_people(
+@pytest.mark.parametrize(("environment", "is_json"), [("prod", True), ("test", True), ("dev", True), ("local", False)])
+def test_every_environment_writes_json_but_local_which_writes_for_people(
     environment: str, is_json: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APP_ENV", environment)

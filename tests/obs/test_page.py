@@ -12,6 +12,7 @@ from starlette.routing import Route
 from svc_infra.middleware import RateLimitMiddleware
 from svc_infra.obs.add import add_observability
 from svc_infra.obs.metrics import Metrics
+from svc_infra.obs.page import FixedRoute
 from svc_infra.wiring import wiring_of
 from tests.middleware.asgi import Answer, call, edged
 from tests.obs.test_add import scrape
@@ -97,3 +98,19 @@ async def test_openmetrics_is_given_where_it_is_asked_for(accept: str) -> None:
     assert families["http_server_request_duration_seconds"].type == "histogram"
     assert families["queue_depth"].samples[0].value == 3
     assert ("http_server_requests_total", (("code", "200"), ("method", "GET"), ("route", "/"))) in await scrape(app)
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "status"),
+    [
+        ("/fixed", "", 200),
+        ("/below/fixed", "/below", 200),
+        ("/other/fixed", "/below", 404),
+        ("/other/fixed", "", 404),
+        ("/fixed/", "", 307),
+        ("/fixed\n", "", 404),
+    ],
+)
+async def test_a_fixed_route_answers_at_its_path_and_nowhere_else(path: str, root_path: str, status: int) -> None:
+    app = Starlette(routes=[FixedRoute("/fixed", hello)])
+    assert (await call(app, path=path, root_path=root_path)).status == status

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, Header, WebSocket
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.testclient import TestClient
@@ -178,3 +178,29 @@ def test_websockets_and_pages_are_not_in_the_document(app: FastAPI) -> None:
     async def socket(websocket: WebSocket) -> None: ...
 
     assert app.openapi()["paths"] == {}
+
+
+def test_conditional_operations_name_the_headers_that_they_read(app: FastAPI) -> None:
+    needed = [Depends(Conditional)]
+    app.add_api_route("/versions", lambda: None, methods=["GET", "PUT"], dependencies=needed)
+    app.add_api_route("/hidden", lambda: None, methods=["GET"], dependencies=needed, include_in_schema=False)
+    app.add_api_route("/plain", lambda: None, methods=["GET"])
+
+    @app.put("/own", dependencies=needed)
+    async def own(if_match: Annotated[str, Header(description="Mine.")]) -> None: ...
+
+    paths = app.openapi()["paths"]
+
+    def headers(path: str, method: str) -> list[str]:
+        return [one["name"] for one in paths[path][method].get("parameters", ())]
+
+    assert headers("/versions", "get") == ["If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"]
+    assert headers("/versions", "put") == ["If-Match", "If-None-Match", "If-Unmodified-Since"]
+    assert headers("/own", "put") == ["if-match", "If-None-Match", "If-Unmodified-Since"]
+    assert headers("/plain", "get") == []
+    assert not any(one["required"] for one in paths["/versions"]["put"]["parameters"])
+    assert list(paths["/versions"]["get"]["responses"]["200"]["headers"]) == ["ETag", "Last-Modified"]
+    assert "headers" not in paths["/plain"]["get"]["responses"]["200"]
+    unchanged = app.openapi()["components"]["responses"]["NotModified"]
+    assert list(unchanged["headers"]) == ["ETag", "Last-Modified", "X-Request-Id"]
+    assert "422" not in paths["/versions"]["get"]["responses"]  # a header that cannot be read is no 422

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.resources import files
 from threading import Event
 
 import bcrypt
 import pytest
 
 from svc_infra.errors import RateLimitedError, ValidationError
-from svc_infra.security.passwords import MAX_PASSWORD_BYTES, PasswordHasher, PasswordPolicy
+from svc_infra.security.passwords import (
+    MAX_PASSWORD_BYTES,
+    MIN_PASSWORD_CHARACTERS,
+    PasswordHasher,
+    PasswordPolicy,
+)
 
 PASSWORD = "correct horse battery"
 
@@ -124,6 +130,31 @@ def test_the_most_common_passwords_are_refused(password: str) -> None:
     with pytest.raises(ValidationError, match="most common"):
         PasswordPolicy().check(password, email="ana@example.com")
     PasswordPolicy(refuse_common=False).check(password, email="ana@example.com")
+
+
+def test_the_common_ones_are_more_than_three_thousand_that_could_be_chosen() -> None:
+    common = files("svc_infra.security.passwords").joinpath("common.txt").read_text(encoding="utf-8").split()
+    assert len({password for password in common if len(password) >= MIN_PASSWORD_CHARACTERS}) >= 3000
+
+
+@pytest.mark.parametrize("password", ["shop2026", "Shop-Shop-1", "!!acme shop!!", "ACME_shop_2026_acme"])
+def test_a_password_of_the_services_own_names_is_refused(password: str) -> None:
+    policy = PasswordPolicy(words=("Shop", "Acme", "eu"))
+    with pytest.raises(ValidationError, match="name of this service"):
+        policy.check(password, email="ana@example.com")
+    PasswordPolicy().check(password, email="ana@example.com")
+    for other in ("shopping-2026", "acme bakes cakes", "eu-eu-2026", "20260101!!"):
+        policy.check(other, email="ana@example.com")
+
+
+async def test_every_character_of_a_long_password_counts(hasher: PasswordHasher) -> None:
+    for length in (64, 128):
+        password = "Ab" * (length // 2)
+        PasswordPolicy().check(password, email="ana@example.com")
+        stored = await hasher.hash(password)
+        assert (await hasher.verify(password, stored)).matches
+        for other in (password[:-1], password[:-1] + "B", password.lower(), password + "b", f" {password}"):
+            assert not (await hasher.verify(other, stored)).matches
 
 
 @pytest.mark.parametrize("prefix", [b"2a", b"2b"])

@@ -215,7 +215,9 @@ async def test_a_token_does_not_open_another_users_login(world: World) -> None:
     ana, eve = [await world.sessions.principal((await log_in(world.db, world.sessions)).access_token) for _ in range(2)]
     assert ana.session_id is not None
     ends = world.clock.now().replace(year=world.clock.now().year + 1)
-    mixed, _ = world.tokens.issue(user_id=eve.id, session_id=ana.session_id, session_ends_at=ends)
+    mixed, _ = world.tokens.issue(
+        user_id=eve.id, session_id=ana.session_id, session_ends_at=ends, authenticated_at=world.clock.now()
+    )
     with pytest.raises(InvalidTokenError):
         await world.sessions.principal(mixed)
 

@@ -37,7 +37,14 @@ def segment(value: Any) -> str:
 
 
 def issued(tokens: AccessTokens, clock: FakeClock) -> str:
-    return tokens.issue(user_id=USER, session_id=SESSION, session_ends_at=clock.now() + timedelta(days=1))[0]
+    ends_at = clock.now() + timedelta(days=1)
+    return tokens.issue(
+        user_id=USER,
+        session_id=SESSION,
+        session_ends_at=ends_at,
+        authenticated_at=clock.now(),
+        methods=("pwd", "otp", "mfa"),
+    )[0]
 
 
 def forge(header: Any, payload: Any, *, key: bytes = KEY, digest: str = "sha256") -> str:
@@ -53,7 +60,7 @@ def header_of(tokens: AccessTokens, clock: FakeClock) -> str:
 def claims_at(clock: FakeClock, **changes: Any) -> dict[str, Any]:
     now = int(clock.now().timestamp())
     claims = {"iss": "us", "aud": "them", "sub": str(USER), "exp": now + 900, "nbf": now, "iat": now}
-    claims |= {"jti": "x", "sid": str(SESSION), "typ": "access", **changes}
+    claims |= {"jti": "x", "sid": str(SESSION), "auth_time": now, "typ": "access", **changes}
     return {name: value for name, value in claims.items() if value is not ...}
 
 
@@ -82,7 +89,10 @@ def test_a_token_expires_to_the_second(tokens: AccessTokens, clock: FakeClock) -
 
 def test_a_token_never_outlives_its_login(tokens: AccessTokens, clock: FakeClock) -> None:
     token, good_for = tokens.issue(
-        user_id=USER, session_id=SESSION, session_ends_at=clock.now() + timedelta(seconds=60)
+        user_id=USER,
+        session_id=SESSION,
+        session_ends_at=clock.now() + timedelta(seconds=60),
+        authenticated_at=clock.now(),
     )
     assert good_for == 60
     clock.advance(61 + LEEWAY_SECONDS)
@@ -139,8 +149,9 @@ def test_a_token_with_another_header_is_refused(name: str, tokens: AccessTokens,
             tokens.verify(shown)
 
 
+NEEDED = ("iss", "aud", "sub", "exp", "nbf", "iat", "jti", "sid", "auth_time", "typ")
 WRONG_CLAIMS: dict[str, dict[str, Any]] = {
-    **{f"no {claim}": {claim: ...} for claim in ("iss", "aud", "sub", "exp", "nbf", "iat", "jti", "sid", "typ")},
+    **{f"no {claim}": {claim: ...} for claim in NEEDED},
     "another issuer": {"iss": "someone"},
     "another audience": {"aud": "someone"},
     "other audiences": {"aud": ["someone", "else"]},
@@ -155,6 +166,9 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "an end in words": {"exp": "tomorrow"},
     "an end that is true": {"exp": True},
     "an end that is null": {"exp": None},
+    "a time of proof in words": {"auth_time": "now"},
+    "a time of proof that is true": {"auth_time": True},
+    "a time of proof that no calendar has": {"auth_time": 10**18},
 }
 
 

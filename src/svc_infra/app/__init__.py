@@ -3,6 +3,7 @@
 - `factory`: `create_app`, `easy_service_app`
 - `routers`: the global `router`, `include_package`
 - `simple_route`: `SimpleRoute`, which answers with half of the work where a function takes only parameters
+- `checks`: what stands around the routes · `bodies`: what a body must be · `ranges`: refused ranges, as problems
 - `problems`: errors that routes raise, as answers
 - `validation`: what a 422 says about each value
 - `mounts`: mounted apps use the rooms of the app around them

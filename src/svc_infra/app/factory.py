@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Lifespan
 
+from svc_infra.app.checks import Checks
 from svc_infra.app.mounts import adopt_mounts
 from svc_infra.app.problems import add_problems, leave_to_the_edge
 from svc_infra.app.routers import include_package, router
@@ -29,7 +31,8 @@ class Service(FastAPI):
     """A FastAPI app inside the edge."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """The whole stack, outermost first: the edge, what `add_middleware` added (last added first), the routes.
+        """The whole stack, outermost first: the edge, what `add_middleware` added (last added first), the checks of
+        bodies and ranges, the routes.
 
         Whatever escapes from the routes or from a user's middleware reaches the edge, which answers with a problem.
         """
@@ -81,6 +84,7 @@ def create_app(
     fastapi.setdefault("telemetry", {"tracing": False, "metrics": False, "logs": False})  # the edge measures
     app = Service(**{"title": settings.app.name, "version": settings.app.release, **fastapi}, lifespan=lifespan)
     app.router.route_class = SimpleRoute
+    app.user_middleware.append(Middleware(Checks))  # the innermost: `add_middleware` puts its own before
     wiring_of(app, settings=settings)
     add_problems(app)
     add_openapi(app)

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING
 
 from svc_infra import __version__
 from svc_infra._optional import need
-from svc_infra.errors import SvcInfraError
+from svc_infra.errors import SvcInfraError, UnavailableError
 
 if TYPE_CHECKING:
     import typer
 
 DEBUG = "--debug"
+REFUSED = 2
+UNAVAILABLE = 69
+"""EX_UNAVAILABLE of BSD's sysexits.h: a server that is needed does not answer; the same command may work later."""
 
 
 def main() -> None:
-    """Run the command line. An error of the library is one line on stderr and exit code 2; `--debug` shows where."""
+    """Run the command line. An error of the library is one line on stderr; `--debug` shows where.
+
+    The exit code is then 69 when a server does not answer, which may pass, and 2 for all else.
+    """
     try:
         need("rich")
         need("typer")
@@ -25,7 +31,7 @@ def main() -> None:
         if DEBUG in sys.argv:
             raise
         print("error:", " ".join(error.detail.split()), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(UNAVAILABLE if isinstance(error, UnavailableError) else REFUSED) from None
 
 
 def commands() -> typer.Typer:

@@ -14,6 +14,7 @@ import typer
 import uvicorn
 
 from svc_infra.config import Settings
+from svc_infra.edge.protocol import BoundedProtocol
 from svc_infra.errors import ConfigurationError
 
 DEFAULT_PORT = 8000
@@ -82,6 +83,7 @@ async def _serve(app: Any, listener: socket.socket, *, seed: bool) -> None:
     # The app's lifespan is run here, not by uvicorn, so that what is wrong at start is one line and not a traceback.
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -105,6 +107,7 @@ def _greeting(url: str, login: Any) -> str:
     if login is not None:
         lines += [
             f"  log in as         {login.email}  password {login.password}",
+            f"  or as an admin    {login.admin_email}  (the same password; may act as the former, see docs/admin.md)",
             f"  its organisation  X-Tenant-Id: {login.tenant_id}   (40 tickets, imported by a job from a CSV file)",
         ]
     return "\n".join([*lines, "  stop with Ctrl-C", ""])

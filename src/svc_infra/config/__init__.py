@@ -15,12 +15,14 @@ from svc_infra.config.secrets import Secrets
 from svc_infra.config.section import Section
 from svc_infra.config.serving import IdempotencySettings, RateLimitSettings
 from svc_infra.config.settings import (
+    AdminSettings,
     AppSettings,
     AuthSettings,
     CacheSettings,
     HttpClientSettings,
     JobsSettings,
     MailSettings,
+    MfaSettings,
     RedisSettings,
     Settings,
     SqlSettings,
@@ -29,8 +31,8 @@ from svc_infra.config.settings import (
 from svc_infra.config.telemetry import LogSettings, MetricsSettings, OtelSettings
 
 __all__ = [
-    "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings", "IdempotencySettings",
-    "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings", "OtelSettings",
-    "RateLimitSettings", "RedisSettings", "Secrets", "Section", "Settings", "SqlSettings", "WebhooksSettings",
-    "likely_typos", "list_settings",
+    "AdminSettings", "AppSettings", "AuthSettings", "CacheSettings", "Environment", "HttpClientSettings",
+    "IdempotencySettings", "JobsSettings", "ListedSetting", "LogSettings", "MailSettings", "MetricsSettings",
+    "MfaSettings", "OtelSettings", "RateLimitSettings", "RedisSettings", "Secrets", "Section", "Settings",
+    "SqlSettings", "WebhooksSettings", "likely_typos", "list_settings",
 ]  # fmt: skip

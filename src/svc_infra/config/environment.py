@@ -6,7 +6,12 @@ from enum import StrEnum
 
 
 class Environment(StrEnum):
-    """The four environments. `Environment("staging")` knows the aliases too; any other name is a `ValueError`."""
+    """The four environments; any other name but their aliases is a `ValueError`.
+
+    `local` is a developer's machine, `test` a test run, `dev` every host that others can reach and that is not `prod`.
+    `development`, `staging`, `preview` and `uat` are names of such hosts, so they mean `dev` and never `test`: what a
+    test run may do, such as work with secrets that everybody can read in the source, a deployed service may not.
+    """
 
     LOCAL = "local"
     DEV = "dev"
@@ -15,7 +20,7 @@ class Environment(StrEnum):
 
     @property
     def is_trusted(self) -> bool:
-        """Whether development conveniences (default secrets, migrating at start) are allowed here."""
+        """Whether default secrets, migrating at start, open metrics and calls to private addresses are allowed here."""
         return self in (Environment.LOCAL, Environment.TEST)
 
     @classmethod
@@ -26,8 +31,8 @@ class Environment(StrEnum):
 
 _ALIASES = {
     "development": "dev",
-    "uat": "test",
-    "preview": "test",
-    "staging": "test",
+    "preview": "dev",
+    "staging": "dev",
+    "uat": "dev",
     "production": "prod",
 }

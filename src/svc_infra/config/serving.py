@@ -26,6 +26,9 @@ class EdgeSettings(Section):
     max_url_bytes: PositiveInt = 8192
     max_headers: PositiveInt = 100
     max_header_bytes: PositiveInt = 32 * 1024
+    header_timeout_seconds: PositiveSeconds = Field(
+        20.0, description="Longest wait for a request's headers, from its first byte or the connection's beginning."
+    )
     body_timeout_seconds: PositiveSeconds = Field(
         20.0, description="Longest wait for a request's body, beyond the time that the slowest rate allows."
     )
@@ -57,7 +60,15 @@ class CorsSettings(Section):
         "X-Request-Id",
         "X-Tenant-Id",
     )
-    expose_headers: Many = ("ETag", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id")
+    expose_headers: Many = (
+        "ETag",
+        "Location",
+        "RateLimit",
+        "RateLimit-Policy",
+        "Retry-After",
+        "X-Impersonating",
+        "X-Request-Id",
+    )
     max_age_seconds: PositiveInt = 600
 
 

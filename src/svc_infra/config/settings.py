@@ -92,6 +92,7 @@ class AuthSettings(Section):
     audience: str = "svc-infra"
     access_ttl_seconds: PositiveSeconds = 900.0
     refresh_ttl_seconds: PositiveSeconds = 30 * 86400.0
+    refresh_idle_seconds: PositiveSeconds = Field(14 * 86400.0, description="How long a login lasts without a refresh.")
     refresh_grace_seconds: Seconds = 10.0
     hash_concurrency: PositiveInt = 2
     hash_memory_kib: PositiveInt = Field(19 * 1024, description="Of argon2id; raised costs reach an account at login.")
@@ -105,6 +106,7 @@ class AuthSettings(Section):
         None, description="Ask Have I Been Pwned about new passwords; by default in prod."
     )
     breach_check_url: str = "https://api.pwnedpasswords.com/range/"
+    password_words: Many = Field((), description="Of which no password may consist, beside the app's name.")
     verify_ttl_seconds: PositiveSeconds = 86400.0
     reset_ttl_seconds: PositiveSeconds = 600.0
     mail_interval_seconds: Seconds = Field(60.0, description="Between two mails of a kind to one account.")
@@ -113,6 +115,10 @@ class AuthSettings(Section):
     lockout_base_seconds: PositiveSeconds = Field(30.0, description="The first lock; each failure doubles it.")
     lockout_max_seconds: PositiveSeconds = 3600.0
     lockout_window_seconds: PositiveSeconds = Field(86400.0, description="When failures are forgotten.")
+    secret_scanning_keys_url: str = Field(
+        "https://api.github.com/meta/public_keys/secret_scanning",
+        description="Where GitHub publishes what its reports of leaked keys are signed with.",
+    )
     oauth_redirect_url: str | None = Field(
         None, description="Where providers send browsers back to: the public address of /oauth/callback."
     )
@@ -126,6 +132,44 @@ class SecuritySettings(Section):
     model_config = SettingsConfigDict(env_prefix="SECURITY_")
 
     strict_routes: bool = Field(False, description="Start only when every route says who may call it.")
+
+
+class MfaSettings(Section):
+    """Second factors and passkeys: `MFA_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="MFA_")
+
+    required: Literal["off", "roles", "all"] = Field(
+        "off", description="Who can do nothing without a second factor: nobody, who has one of MFA_ROLES, everybody."
+    )
+    roles: Many = Field(("admin",), description="Whose holders need one, with MFA_REQUIRED=roles.")
+    issuer: str | None = Field(None, description="What authenticator apps show; by default `APP_NAME`.")
+    email_codes: bool = Field(False, description="Offer codes by mail: weak, so not what MFA_REQUIRED asks for.")
+    rp_id: str | None = Field(
+        None,
+        description="The domain that passkeys belong to; by default localhost in local and test, needed elsewhere.",
+    )
+    origins: Many = Field(
+        (), description="The pages' origins that passkeys may be used from; by default https://<MFA_RP_ID>."
+    )
+    page_url: str = Field("/second-factor", description="The page that asks for the factor after an OAuth login.")
+    step_ttl_seconds: PositiveSeconds = Field(300.0, description="How long the second step of a login may take.")
+
+
+class AdminSettings(Section):
+    """Admins who act as users: `ADMIN_*`. Their cookie is signed with the secret `ADMIN_IMPERSONATION_SECRET`.
+
+    Where that is not set, it is signed with `APP_SECRET`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ADMIN_")
+
+    optional_secrets: ClassVar[tuple[str, ...]] = (
+        "ADMIN_IMPERSONATION_SECRET", "ADMIN_IMPERSONATION_SECRET_PREVIOUS", "APP_SECRET",
+    )  # fmt: skip
+
+    impersonation_ttl: Annotated[int, Field(gt=0, le=3600)] = Field(900, description="Seconds; at most an hour.")
+    impersonation_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")] = "impersonation"
 
 
 class MailSettings(Section):
@@ -209,6 +253,8 @@ class Settings(BaseModel):
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
+    mfa: MfaSettings = Field(default_factory=MfaSettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     webhooks: WebhooksSettings = Field(default_factory=WebhooksSettings)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import ref
 
 import aiosqlite
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from svc_infra.db.errors import translated
@@ -23,6 +28,52 @@ _PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     f"PRAGMA journal_size_limit={64 * 1024 * 1024}",  # bytes of the log that are kept after it was written back
 )
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+_log = logging.getLogger(__name__)
+
+
+class _Connection(sqlite3.Connection):
+    """Knows its open cursors: each may hold a lock, and with its traceback a cancellation may hold a cursor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.open_cursors: set[ref[sqlite3.Cursor]] = set()
+
+    def cursor(self, factory: Any = None) -> Any:
+        """Called by `execute` too."""
+        cursor = super().cursor(_Cursor)
+        self.open_cursors.add(ref(cursor, self.open_cursors.discard))
+        return cursor
+
+    def close_cursors(self) -> None:
+        """In the driver's thread."""
+        for one in list(self.open_cursors):
+            if (cursor := one()) is not None:
+                cursor.close()
+
+    def give_up(self) -> None:
+        """Roll back, in the driver's thread, whatever was interrupted.
+
+        While a cursor stands between two of its rows, an interrupt stays in force (sqlite.org/c3ref/interrupt.html) and
+        would end the rollback too.
+        """
+        try:
+            self.close_cursors()
+            self.rollback()
+        except sqlite3.Error:
+            _log.exception("db.rollback_failed")  # nobody waits for this; closing the connection comes next
+
+
+class _Cursor(sqlite3.Cursor):
+    """Tells its connection when it is closed."""
+
+    connection: _Connection
+
+    def close(self) -> None:
+        """It holds nothing more."""
+        self.connection.open_cursors.discard(ref(self))
+        super().close()
 
 
 def engines(
@@ -39,7 +90,13 @@ def engines(
     else:
         _make_folder(Path(str(url.database)))
     options: dict[str, Any] = {
-        "connect_args": {"timeout": busy_timeout_seconds, "isolation_level": None, "async_creator_fn": _opened},
+        "connect_args": {
+            "timeout": busy_timeout_seconds,
+            "isolation_level": None,
+            "async_creator_fn": _opened,
+            "factory": _Connection,
+        },
+        "json_serializer": _written,
         "pool_timeout": pool_timeout,
         "poolclass": MeasuredPool,
         "pool_reset_on_return": None,
@@ -74,6 +131,14 @@ async def _opened(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
         raise
 
 
+def _written(value: object) -> str:
+    """A value as JSON that PostgreSQL's `jsonb` would take too."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)  # half a character fails on its way to the driver
+    if "\\u0000" in text and _ESCAPED_NUL.search(text):
+        raise ValueError("A text holds the character NUL.")
+    return text
+
+
 def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> None:
     file = engine.url.database
     script = ";".join([*_PRAGMAS, *pragmas])
@@ -103,8 +168,13 @@ def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
 
     @event.listens_for(engine.sync_engine, "reset")
     def reset(dbapi_connection: Any, record: Any, state: Any) -> None:
-        if not state.terminate_only and dbapi_connection.driver_connection.in_transaction:
+        if state.terminate_only:
+            return
+        driver = dbapi_connection.driver_connection
+        if driver.in_transaction:
             dbapi_connection.rollback()
+        if driver._connection.open_cursors:  # of a stream that nobody read to its end: the next user would see old rows
+            dbapi_connection.run_async(lambda driver: driver._execute(driver._connection.close_cursors))
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
@@ -112,14 +182,23 @@ def _tune(engine: AsyncEngine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
         if isinstance(error, OverflowError | UnicodeError):  # Python's own: the value never got to the driver
             raise ValidationError("A value has the wrong form or is out of range.") from error
 
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def execute(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        # SQLite would store it, and the same request would fail on PostgreSQL, whose texts cannot hold it.
+        rows = parameters if many and isinstance(parameters, list) else [parameters]  # one flat row may stand for many
+        for row in rows:
+            for value in row.values() if isinstance(row, dict) else row:
+                if isinstance(value, str) and "\0" in value:
+                    raise StatementError("NUL", None, None, ValueError("A text holds the character NUL."))
+
     @event.listens_for(engine.sync_engine, "invalidate")
     def given_up(dbapi_connection: Any, record: Any, error: BaseException | None) -> None:
-        # The driver's thread would run a cancelled statement to its end, and a connection that is merely closed keeps
-        # its lock as long as anyone holds a cursor of it: the traceback of the cancellation does.
+        # The driver's thread would run a cancelled statement to its end; its cursor the traceback of the cancellation
+        # may hold for long.
         driver = dbapi_connection.driver_connection
         if driver._connection is not None:
             driver._connection.interrupt()
-            driver._tx.put_nowait((None, driver._connection.rollback))
+            driver._tx.put_nowait((None, driver._connection.give_up))
 
 
 def _keep_in_memory(engine: AsyncEngine) -> None:

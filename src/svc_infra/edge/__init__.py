@@ -4,6 +4,7 @@
 - `exchange`: one request and its answer: what may still be read and sent · `handshake`: the same of a websocket
 - `admission`: how many handlers run at once, and for how long
 - `shutdown`: SIGTERM, from the first refused probe to the last closed connection
+- `protocol`: bounds on headers that are not complete, in uvicorn
 - `hosts`, `cors`: which host names and which origins are answered
 - `add`: `add_edge(app)`
 

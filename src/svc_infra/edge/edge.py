@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable
 from random import getrandbits
 from time import monotonic
 
@@ -16,13 +17,14 @@ from svc_infra.edge.exchange import Exchange, Rules
 from svc_infra.edge.handshake import Handshake
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, SvcInfraError, UriTooLongError
-from svc_infra.middleware._scope import EDGE, Sent, client_ip, log_answered, read_headers, route_template
+from svc_infra.middleware._scope import EDGE, Sent, log_answered, read_headers, route_template
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.middleware.security_headers import SecurityHeaders
 from svc_infra.obs.context import Context, enter, leave
 from svc_infra.obs.http_metrics import HttpMetrics
+from svc_infra.obs.logging import Answered, log_request
 from svc_infra.obs.tracing import Tracing
-from svc_infra.wiring import Wiring
+from svc_infra.wiring import Wiring, activate, deactivate
 
 CLIENT_CLOSED_STATUS = 499
 """Logged and counted where the client went away before an answer began; nobody receives it."""
@@ -49,8 +51,8 @@ class EdgeMiddleware:
         self._metrics_page = None if self._metrics is None else self._metrics.page
         self._tracing = wiring.get(Tracing) if wiring.has(Tracing) else None
         self._limits = edge = settings.edge
-        self._proxies = TrustedProxies(edge.trusted_proxies, header=edge.forwarded_header)
-        self._hosts = TrustedHosts(edge.trusted_hosts)
+        self._proxies = TrustedProxies(edge.trusted_proxies, header=edge.forwarded_header) or None
+        self._hosts = TrustedHosts(edge.trusted_hosts) or None
         self._cors = cors(app, settings.cors)
         self._rules = Rules(
             wiring=wiring,
@@ -62,20 +64,21 @@ class EdgeMiddleware:
             min_body_bytes_per_second=edge.min_body_bytes_per_second,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request, or run the app's lifespan."""
+        if EDGE in scope or scope["type"] == "lifespan":
+            return self._pass_on(scope, receive, send)
+        return (self._answer if scope["type"] == "http" else self._converse)(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the lifespan, or the app as one that is mounted in another, whose edge has done the rest."""
         with self._wiring.active():
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, _plainly(send))
                 return
             self._wiring.request_started()
             try:
-                if EDGE in scope:  # mounted in another app, whose edge has done the rest
-                    await self.app(scope, receive, send)
-                elif scope["type"] == "http":
-                    await self._answer(scope, receive, send)
-                else:
-                    await self._converse(scope, receive, send)
+                await self.app(scope, receive, send)
             finally:
                 self._wiring.request_finished()
 
@@ -87,39 +90,46 @@ class EdgeMiddleware:
         3. Time, count and access line: of every answer, also of those that refuse.
         4. The answer to whatever escapes from further in, with the headers that every answer has.
         """
-        if self._proxies:
+        wiring, metrics = self._wiring, self._metrics
+        if self._proxies is not None:
             self._proxies.apply(scope)
         sent = read_headers(scope["headers"])
         context = _context(sent, scope)
-        token = enter(context)
-        root_path = scope[EDGE] = scope.get("root_path", "")
-        route_class = "" if self._metrics is None else self._metrics.started(scope["path"])
+        exchange = scope[EDGE] = Exchange(self._rules, scope, receive, send, context)
+        active, token = activate(wiring), enter(context)
+        wiring.request_started()
+        route_class = "" if metrics is None else metrics.started(scope["path"])
         started = monotonic()
         span = None if self._tracing is None else self._tracing.server(scope, context, sent.trace)
-        exchange = Exchange(self._rules, scope, receive, send, context)
         try:
             try:
                 await self._let_in(scope, sent, exchange, started)
+                if not exchange.status:
+                    exchange.finish()
             except BaseException as raised:
                 error = exchange.after_cancelling(raised) if exchange.expired else raised
                 if not isinstance(error, Exception) or not await exchange.fail(error):
                     raise
         finally:
-            exchange.leave()
+            if not exchange.status or exchange.expired:
+                exchange.leave()
             seconds = monotonic() - started
+            method, sent_bytes = scope["method"], exchange.sent_bytes
             status = exchange.status or CLIENT_CLOSED_STATUS
-            route = route_template(scope, root_path)
-            if self._metrics is not None:
-                self._metrics.finished(
-                    scope["method"], route, status, seconds, exchange.sent_bytes, route_class, exchange.error
-                )
+            route = route_template(scope, exchange.root_path)
+            if metrics is not None:
+                metrics.finished(method, route, status, seconds, sent_bytes, route_class, exchange.error)
             first_byte_seconds = exchange.began - started if exchange.began else None
-            log_answered(scope, route, status, exchange.sent_bytes, seconds, first_byte_seconds)
+            answered = method, scope["path"], route, status, sent_bytes, seconds, first_byte_seconds, context.client_ip
+            log_request(Answered(*answered))
             if span is not None:
                 span.end(scope, route, status, exchange.error)
+            del scope[EDGE]  # which would keep both alive until the garbage collector finds them
             leave(token)
+            wiring.request_finished()
+            deactivate(active)
 
-    async def _let_in(self, scope: Scope, sent: Sent, exchange: Exchange, now: float) -> None:
+    def _let_in(self, scope: Scope, sent: Sent, exchange: Exchange, now: float) -> Awaitable[None]:
         """The inner part of the stack, outermost first: what is cheaper to refuse is refused earlier.
 
         1. Trusted hosts: another host's request is nobody's business here. Probes come by address.
@@ -131,15 +141,14 @@ class EdgeMiddleware:
         """
         limits, path = self._limits, scope["path"]
         is_ops = path.startswith(OPS) or path == self._metrics_page
-        if self._hosts and not is_ops:
+        if self._hosts is not None and not is_ops:
             self._hosts.check(scope["headers"])
         if self._cors is not None:
             exchange.varies = b"origin" not in dict(scope["headers"])
             if not exchange.varies:
                 headers = Headers(scope=scope)
                 if is_preflight(scope, headers):
-                    await answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
-                    return
+                    return answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
                 exchange.share(self._cors, headers)
         if len(scope.get("raw_path") or path) + len(scope["query_string"]) > limits.max_url_bytes:
             raise UriTooLongError
@@ -147,26 +156,27 @@ class EdgeMiddleware:
             raise HeadersTooLargeError
         if sent.body_bytes > self._rules.max_body_bytes:
             raise PayloadTooLargeError
-        admission = self._rules.admission
-        if not admission.enter(exchange, now, is_ops):
-            await admission.wait(exchange)
+        if self._rules.admission.enter(exchange, now, is_ops):
+            return self.app(scope, exchange.receive, exchange.send)
+        return self._queue(scope, exchange)
+
+    async def _queue(self, scope: Scope, exchange: Exchange) -> None:
+        await self._rules.admission.wait(exchange)
         await self.app(scope, exchange.receive, exchange.send)
-        if not exchange.status:
-            exchange.finish()
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The same stack for a websocket, which has no body and takes as long as it likes."""
-        if self._proxies:
+        if self._proxies is not None:
             self._proxies.apply(scope)
         sent = read_headers(scope["headers"])
         context = _context(sent, scope)
-        token = enter(context)
-        root_path = scope[EDGE] = scope.get("root_path", "")
-        handshake = Handshake(scope, send, context.request_id, self._rules.expose)
+        handshake = scope[EDGE] = Handshake(scope, send, context.request_id, self._rules.expose)
+        active, token = activate(self._wiring), enter(context)
+        self._wiring.request_started()
         started = monotonic()
         span = None if self._tracing is None else self._tracing.server(scope, context, sent.trace)
         try:
-            if self._hosts:
+            if self._hosts is not None:
                 self._hosts.check(scope["headers"])
             if sent.headers > self._limits.max_headers or sent.header_bytes > self._limits.max_header_bytes:
                 raise HeadersTooLargeError
@@ -174,15 +184,19 @@ class EdgeMiddleware:
         except Exception as error:  # noqa: BLE001 - the server would only close; this logs, tells the client and closes
             await handshake.fail(error)
         finally:
-            route, seconds = route_template(scope, root_path), monotonic() - started
+            route, seconds = route_template(scope, handshake.root_path), monotonic() - started
             log_answered(scope, route, handshake.status, handshake.sent_bytes, seconds)
             if span is not None:
                 span.end(scope, route, handshake.status, None)
+            del scope[EDGE]
             leave(token)
+            self._wiring.request_finished()
+            deactivate(active)
 
 
 def _context(sent: Sent, scope: Scope) -> Context:
-    fresh, trace, ip = getrandbits(320).to_bytes(40).hex(), sent.trace, client_ip(scope)
+    fresh, trace, client = getrandbits(320).to_bytes(40).hex(), sent.trace, scope.get("client")
+    ip = str(client[0]) if client else ""
     request_id = sent.request_id or fresh[:32]
     if trace is None:
         return Context(request_id, fresh[32:64], fresh[64:], client_ip=ip)

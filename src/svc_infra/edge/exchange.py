@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable
+from asyncio import current_task
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -17,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from svc_infra.edge.admission import Admission
 from svc_infra.errors import DeadlineExceededError, PayloadTooLargeError, RequestTimeoutError, SvcInfraError
-from svc_infra.middleware._scope import ANSWER_HEADERS
+from svc_infra.middleware.problem import Headers as AnswerHeaders
 from svc_infra.middleware.problem import as_problem, respond
 from svc_infra.middleware.security_headers import SecurityHeaders, by_name
 from svc_infra.obs.context import Context
@@ -59,6 +60,7 @@ class Exchange:
         "_task",
         "_waited_seconds",
         "admitted",
+        "answer_headers",
         "began",
         "complete",
         "context",
@@ -66,6 +68,7 @@ class Exchange:
         "error",
         "expired",
         "reads",
+        "root_path",
         "sent_bytes",
         "status",
         "varies",
@@ -77,7 +80,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.context = context
-        self._task = task = asyncio.current_task()
+        self._task = task = current_task()
         self._cancelling = task.cancelling() if task is not None else 0
         self._closes = False
         self._cut: type[SvcInfraError] | None = None
@@ -85,12 +88,14 @@ class Exchange:
         self._read_bytes = 0
         self._waited_seconds = 0.0
         self.admitted = False
+        self.answer_headers: list[Callable[[], AnswerHeaders]] = []
         self.began = 0.0
         self.complete = False
         self.disconnected = False
         self.error: BaseException | None = None
         self.expired = False
         self.reads = False
+        self.root_path: str = scope.get("root_path", "")
         self.sent_bytes = 0
         self.status = 0
         self.varies = False
@@ -208,8 +213,7 @@ class Exchange:
         return HTTPException(reason.status, reason.__doc__)
 
     async def _respond(self, error: Exception) -> None:
-        headers = self._scope.get(ANSWER_HEADERS, ())
-        await respond(self._scope, partial(self.send, own=True), error, expose=self._rules.expose, headers=headers)
+        await respond(self._scope, partial(self.send, own=True), error, expose=self._rules.expose)
 
     async def _refuse(self, reason: type[SvcInfraError]) -> None:
         if not self.status:
@@ -229,6 +233,8 @@ class Exchange:
             present = by_name(headers)
         if b"x-request-id" in present:
             headers = [header for header in headers if header[0].lower() != b"x-request-id"]
+        for more in self.answer_headers:
+            headers += more()
         if self.varies:
             headers.append((b"vary", b"Origin"))
         headers.append((b"x-request-id", self.context.request_id.encode()))

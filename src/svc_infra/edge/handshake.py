@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import Message, Scope, Send
 
 from svc_infra.middleware._websocket import refuse
-from svc_infra.middleware.problem import as_problem
+from svc_infra.middleware.problem import Headers, as_problem
 from svc_infra.obs.logging import logger
 
 SWITCHING_STATUS = 101
@@ -15,7 +17,17 @@ REFUSED_STATUS = 403
 class Handshake:
     """One websocket: whether it is open, and what may still be sent."""
 
-    __slots__ = ("_closed", "_expose", "_request_id", "_scope", "_send", "sent_bytes", "status")
+    __slots__ = (
+        "_closed",
+        "_expose",
+        "_request_id",
+        "_scope",
+        "_send",
+        "answer_headers",
+        "root_path",
+        "sent_bytes",
+        "status",
+    )
 
     def __init__(self, scope: Scope, send: Send, request_id: str, expose: bool) -> None:
         self._scope = scope
@@ -23,6 +35,8 @@ class Handshake:
         self._request_id = (b"x-request-id", request_id.encode())
         self._expose = expose
         self._closed = False
+        self.root_path: str = scope.get("root_path", "")
+        self.answer_headers: list[Callable[[], Headers]] = []
         self.status = REFUSED_STATUS
         self.sent_bytes = 0
 
@@ -33,7 +47,8 @@ class Handshake:
             self.sent_bytes += len(message.get("bytes") or message.get("text") or "")
         elif kind in ("websocket.accept", "websocket.http.response.start"):
             self.status = message.get("status", SWITCHING_STATUS)
-            message = {**message, "headers": [*message.get("headers", ()), self._request_id]}
+            more = [header for headers in self.answer_headers for header in headers()]
+            message = {**message, "headers": [*message.get("headers", ()), *more, self._request_id]}
         if kind in ("websocket.close", "websocket.http.response.start"):
             self._closed = True
         await self._send(message)

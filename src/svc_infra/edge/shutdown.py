@@ -54,6 +54,10 @@ class Shutdown:
         if threading.current_thread() is not threading.main_thread() or not callable(before):
             yield
             return
+        if isinstance(server := getattr(before, "__self__", None), uvicorn.Server):
+            from svc_infra.edge.protocol import bound  # only such a server has loaded what it builds on
+
+            bound(server.config, self._wiring.settings.edge)
         loop = asyncio.get_running_loop()
 
         def handle(number: int, frame: FrameType | None) -> None:

@@ -252,11 +252,12 @@ class _OfCaller:
 
 
 async def _named(request: Request, principal: Principal) -> str:
-    """The principal within its tenant; both are of a form that has no spaces."""
+    """The principal within its tenant, and who acts as it; all are of a form that has no spaces."""
     tenant_id = None
     if wiring_of(request.app).has(Tenancy):
         tenant_id = await resolve_tenant_id(request, principal, request.headers.get(TENANT_HEADER))
-    return f"principal:{principal.id} tenant:{tenant_id or ''}"
+    actor = f" actor:{principal.actor.id}" if principal.actor is not None else ""
+    return f"principal:{principal.id} tenant:{tenant_id or ''}{actor}"
 
 
 def _guards(dependant: Dependant) -> Iterator[_Guard]:

@@ -148,6 +148,7 @@ class JobQueue(Protocol):
         delay_seconds: float | None = None,
         dead: bool = False,
         cancelled: bool = False,
+        crashed: bool = False,
         fingerprint: str = "",
     ) -> JobState:
         """The attempt failed: try again after `delay_seconds` (by default exponential with full jitter), or give up.
@@ -155,11 +156,12 @@ class JobQueue(Protocol):
         Args:
             dead: Not again.
             cancelled: Neither again nor to the dead letter.
+            crashed: It took its process along: counts as a crash, as if its lease had ended, and not as an error.
             fingerprint: The same for errors of one kind and place, up to 64 characters.
 
         Returns:
             `CANCELLED` when `cancelled` is set or somebody has cancelled the job, else `DEAD` when `dead` is set or no
-            attempt is left, else `READY`.
+            attempt is left, or it has crashed too often, else `READY`.
 
         Raises:
             StaleAttemptError: The attempt no longer holds the job.

@@ -85,6 +85,7 @@ class Fate(StrEnum):
     RETRY = "retry"  # while it has attempts left
     DEAD = "dead"
     CANCEL = "cancel"
+    CRASH = "crash"  # as RETRY, but counted with the crashes
     SNOOZE = "snooze"
 
 

@@ -9,20 +9,22 @@ from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv6Address
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Never
 
 from starlette.types import Scope
 
 from svc_infra.errors import RateLimitedError, SvcInfraError, UnavailableError
-from svc_infra.middleware._scope import client_ip, route_template
+from svc_infra.middleware._scope import route_template
 from svc_infra.middleware.gcra import Rate, Use, Verdict
 from svc_infra.middleware.problem import Headers
-from svc_infra.middleware.rate_limit_store import RateLimitStore
+from svc_infra.middleware.rate_limit_store import MemoryRateLimitStore, RateLimitStore
 from svc_infra.obs.logging import logger
 from svc_infra.obs.metrics import metrics
 
 LIMITED = "svc_infra.rate_limits"
 """The key under which a request's `Limited` lies in its scope; None there where the request is exempt."""
+KEY_RATE = "svc_infra.api_key_rate"
+"""The key under which the verified API key's own rate lies in a request's scope; None there where it has none."""
 PAUSE_SECONDS = 0.5
 """How long a store that has failed is left alone; then one request tries it again."""
 MAX_KNOWN_CHARGES = 4096
@@ -34,11 +36,25 @@ OnOutage = Literal["allow", "deny"]
 
 
 class Charge(NamedTuple):
-    """One use as a policy's: under the name that the answer shows, for a partition that only a hash of it names."""
+    """One use as a policy's, and what answers say about it as far as that is always the same.
+
+    Attributes:
+        policy: The name that the answer shows.
+        use: Of a key that only a hash tells apart from others.
+        told: The policy, as an item of `RateLimit-Policy`.
+        begin: An item of `RateLimit` up to what is left.
+        end: The same from behind the seconds on.
+        policy_header: `RateLimit-Policy` where it is the only one.
+        limit_header: `X-RateLimit-Limit`.
+    """
 
     policy: str
-    partition: bytes
     use: Use
+    told: str
+    begin: str
+    end: str
+    policy_header: tuple[bytes, bytes]
+    limit_header: tuple[bytes, bytes]
 
 
 @lru_cache(maxsize=MAX_KNOWN_CHARGES)
@@ -53,12 +69,21 @@ def charge(prefix: str, rate: Rate, cost: int, *whom: str) -> Charge:
     """
     policy = f"{prefix}-{rate.limit}-{rate.period_seconds}"
     digest = blake2b("\0".join(whom).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return Charge(policy, digest, Use(f"{policy}:{digest.hex()}", rate, cost))
+    key = b64encode(digest).decode()
+    told = f'"{policy}";q={rate.limit};w={rate.period_seconds};pk=:{key}:'
+    return Charge(
+        policy,
+        Use(f"{policy}:{digest.hex()}", rate, cost),
+        told,
+        f'"{policy}";r=',
+        f";pk=:{key}:",
+        (b"ratelimit-policy", told.encode()),
+        (b"x-ratelimit-limit", str(rate.limit).encode()),
+    )
 
 
-def address(scope: Scope) -> str:
-    """The peer's address, or its /64 network under IPv6, of which one client has all."""
-    peer = client_ip(scope)
+def network(peer: str) -> str:
+    """A peer's address, or its /64 network under IPv6, of which one client has all."""
     if ":" not in peer:
         return peer
     try:
@@ -75,6 +100,9 @@ class Limiter:
         store: Where uses are counted.
         on_outage: What happens to requests that cannot be counted.
         clock: Seconds that do not go back.
+
+    Attributes:
+        memory: The store where asking it takes no waiting and it cannot fail; else None: use `take`.
     """
 
     def __init__(
@@ -82,6 +110,7 @@ class Limiter:
     ) -> None:
         self.store = store
         self.on_outage = on_outage
+        self.memory = store if type(store) is MemoryRateLimitStore else None
         self._clock = clock
         self._down = False
         self._paused_until = 0.0
@@ -149,6 +178,30 @@ class Limited:
         """The method and the template of the route that a request has reached."""
         return f"{scope.get('method', 'WEBSOCKET')} {route_template(scope, self._root_path)}"
 
+    def take_now(self, charges: Sequence[Charge]) -> bool:
+        """Charge the request, unless it has been, where that takes no waiting; all charges or none.
+
+        Returns:
+            Whether that is so; if not, use `take`.
+
+        Raises:
+            RateLimitedError: One is refused.
+        """
+        memory = self._limiter.memory
+        if memory is None:
+            return False
+        charged = self._charged
+        if len(charges) == 1 and not charged:
+            (one,) = charges
+            use = one.use
+            verdict = memory.take_one(use)
+            charged[use.key] = one, verdict
+            if not verdict.allowed:
+                self._refuse([(one, verdict)])
+        elif new := self._not_yet(charges):
+            self._note(new, memory.take_now([one.use for one in new]))
+        return True
+
     async def take(self, charges: Sequence[Charge]) -> None:
         """Charge the request, unless it has been; all charges or none.
 
@@ -156,8 +209,7 @@ class Limited:
             RateLimitedError: One is refused.
             UnavailableError: The store is down and requests are denied then.
         """
-        new = [one for one in {one.use.key: one for one in charges}.values() if one.use.key not in self._charged]
-        if not new:
+        if self.take_now(charges) or not (new := self._not_yet(charges)):
             return
         self._charged.update({one.use.key: (one, None) for one in new})
         try:
@@ -165,39 +217,59 @@ class Limited:
         except UnavailableError as error:
             self.refusal = error
             raise
-        if verdicts is None:
-            return
-        decided = list(zip(new, verdicts, strict=True))
-        self._charged.update({one.use.key: (one, verdict) for one, verdict in decided})
-        refused = [(one, verdict) for one, verdict in decided if not verdict.allowed]
-        if refused:
-            self.refusal = _refusal(refused)
-            raise self.refusal
+        if verdicts is not None:
+            self._note(new, verdicts)
 
     def headers(self) -> Headers:
         """What the answer says: the fields of draft-ietf-httpapi-ratelimit-headers-10, and those that are usual.
 
         The usual ones have room for one limit: the one that leaves the least.
         """
-        policies, limits, known = [], [], []
-        for (policy, partition, use), verdict in self._charged.values():
-            key = b64encode(partition).decode()
-            policies.append(f'"{policy}";q={use.rate.limit};w={use.rate.period_seconds};pk=:{key}:')
-            if verdict is not None:
-                limits.append(f'"{policy}";r={verdict.remaining};t={ceil(verdict.more_after_seconds)};pk=:{key}:')
-                known.append((verdict.allowed, verdict.remaining, -verdict.reset_after_seconds, use.rate.limit))
-        if not policies:
+        charged = self._charged
+        if not charged:
             return []
-        headers = [(b"ratelimit-policy", ", ".join(policies).encode())]
-        if known:
-            _, remaining, before_reset, limit = min(known)
-            headers += [
-                (b"ratelimit", ", ".join(limits).encode()),
-                (b"x-ratelimit-limit", str(limit).encode()),
-                (b"x-ratelimit-remaining", str(remaining).encode()),
-                (b"x-ratelimit-reset", str(ceil(time.time() - before_reset)).encode()),
-            ]
-        return headers
+        if len(charged) == 1:
+            ((tightest, verdict),) = charged.values()
+            if verdict is None:
+                return [tightest.policy_header]
+            remaining, more_after_seconds, reset_after_seconds = verdict.left()
+            policy_header = tightest.policy_header
+            limits = f"{tightest.begin}{remaining};t={more_after_seconds}{tightest.end}"
+        else:
+            policy_header = b"ratelimit-policy", ", ".join([one.told for one, _ in charged.values()]).encode()
+            known = [(one, verdict) for one, verdict in charged.values() if verdict is not None]
+            if not known:
+                return [policy_header]
+            left = [(one, *verdict.left()) for one, verdict in known]
+            limits = ", ".join([f"{one.begin}{r};t={t}{one.end}" for one, r, t, _ in left])
+            tightest, verdict = min(known, key=_tightness)
+            remaining, _, reset_after_seconds = verdict.left()
+        return [
+            policy_header,
+            (b"ratelimit", limits.encode()),
+            tightest.limit_header,
+            (b"x-ratelimit-remaining", b"%d" % remaining),
+            (b"x-ratelimit-reset", b"%d" % ceil(time.time() + reset_after_seconds)),
+        ]
+
+    def _not_yet(self, charges: Sequence[Charge]) -> list[Charge]:
+        return [one for one in {one.use.key: one for one in charges}.values() if one.use.key not in self._charged]
+
+    def _note(self, charges: Sequence[Charge], verdicts: Sequence[Verdict]) -> None:
+        decided = list(zip(charges, verdicts, strict=True))
+        self._charged.update({one.use.key: (one, verdict) for one, verdict in decided})
+        if refused := [(one, verdict) for one, verdict in decided if not verdict.allowed]:
+            self._refuse(refused)
+
+    def _refuse(self, refused: Sequence[tuple[Charge, Verdict]]) -> Never:
+        self.refusal = _refusal(refused)
+        raise self.refusal
+
+
+def _tightness(decided: tuple[Charge, Verdict]) -> tuple[bool, int, float, int]:
+    one, verdict = decided
+    remaining, _, reset_after_seconds = verdict.left()
+    return verdict.allowed, remaining, -reset_after_seconds, one.use.rate.limit
 
 
 def _refusal(refused: Sequence[tuple[Charge, Verdict]]) -> RateLimitedError:

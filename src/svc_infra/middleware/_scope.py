@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 from starlette.routing import Mount, Route
 from starlette.types import Scope
@@ -14,15 +15,24 @@ from svc_infra.obs.logging import Answered, log_request
 from svc_infra.obs.tracing import TraceParent, parse_traceparent
 
 EDGE = "svc_infra.edge"
-"""The key under which the edge leaves its `root_path`, before any mount has added to it, in a scope; whoever finds it
-need not do the edge's work again."""
-ANSWER_HEADERS = "svc_infra.answer_headers"
-"""The key of the headers that middleware wants on the edge's own answer to an error that escaped from the app."""
+"""The key of a request's `AtEdge` in its scope; whoever finds it need not do the edge's work again."""
 MAX_LENGTH_DIGITS = 18  # a body of more bytes is too large by any limit, and so are its first digits
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _REQUEST_ID_HEADER, _TRACEPARENT, _LENGTH = b"x-request-id", b"traceparent", b"content-length"
 _READ = frozenset([_REQUEST_ID_HEADER, _TRACEPARENT, _LENGTH])
+
+
+class AtEdge(Protocol):
+    """A request as the edge has it.
+
+    Attributes:
+        root_path: The scope's, before any mount has added to it.
+        answer_headers: Each gives further headers of whatever answer begins, also of the edge's own.
+    """
+
+    root_path: str
+    answer_headers: list[Callable[[], list[tuple[bytes, bytes]]]]
 
 
 class Sent(NamedTuple):
@@ -37,15 +47,10 @@ class Sent(NamedTuple):
 
 def read_headers(headers: Collection[tuple[bytes, bytes]]) -> Sent:
     """Read the headers; a value that is missing, repeated or not well formed counts as not sent."""
-    header_bytes = 0
-    found: list[tuple[bytes, bytes]] = []
-    for header in headers:
-        name, value = header
-        header_bytes += len(name) + len(value)
-        if name in _READ:
-            found.append(header)
-    if not found:
+    header_bytes = sum(map(len, chain.from_iterable(headers)))
+    if _READ.isdisjoint(dict(headers)):
         return Sent("", None, 0, len(headers), header_bytes)
+    found = [header for header in headers if header[0] in _READ]
     request_id, traceparent = _only(_REQUEST_ID_HEADER, found), _only(_TRACEPARENT, found)
     length = dict(found).get(_LENGTH, b"")
     return Sent(

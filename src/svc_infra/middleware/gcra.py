@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from svc_infra.errors import ConfigurationError
@@ -31,12 +31,18 @@ class Rate:
 
     limit: int
     period_seconds: int
+    interval: int = field(init=False, repr=False, compare=False)
+    """What one use takes, in nanoseconds times `limit`."""
+    burst: int = field(init=False, repr=False, compare=False)
+    """What `limit` uses take."""
 
     def __post_init__(self) -> None:
         if not 0 < self.limit <= MAX_LIMIT:
             raise ConfigurationError(f"{self} is no rate: allow 1 to {MAX_LIMIT}, such as 100/minute.")
         if not 0 < self.period_seconds <= MAX_PERIOD_SECONDS:
             raise ConfigurationError(f"{self} is no rate: its period is 1 second to 366 days, such as 100/minute.")
+        object.__setattr__(self, "interval", self.period_seconds * _NANOSECONDS)
+        object.__setattr__(self, "burst", self.interval * self.limit)
 
     @classmethod
     def parse(cls, text: str) -> Rate:
@@ -52,23 +58,48 @@ class Rate:
 
 
 class Verdict(NamedTuple):
-    """Whether a use of a key is allowed.
+    """Whether a use of a key is allowed; times are in nanoseconds times the rate's limit.
 
     Attributes:
         allowed: Whether it is.
         state: What to keep for the key.
-        remaining: How much more is allowed at once.
-        more_after_seconds: Until more than that is allowed; 0 when nothing is used up.
-        retry_after_seconds: Until this use is allowed; 0 when it is. A use above the rate's limit never is.
-        reset_after_seconds: Until nothing of the rate is used up.
+        used: How much of the rate's burst is used up.
+        excess: How long it takes until this use is allowed; 0 when it is. A use above the rate's limit never is.
+        rate: The rate.
     """
 
     allowed: bool
     state: int
-    remaining: int
-    more_after_seconds: float
-    retry_after_seconds: float
-    reset_after_seconds: float
+    used: int
+    excess: int
+    rate: Rate
+
+    def left(self) -> tuple[int, int, float]:
+        """How much of the rate is left.
+
+        Returns:
+            How much more is allowed at once; the whole seconds until more than that is, 0 when nothing is used up; the
+            seconds until nothing is.
+        """
+        _, _, used, _, rate = self
+        interval, second = rate.interval, rate.limit * _NANOSECONDS
+        remaining, toward_next = divmod(rate.burst - used, interval)
+        return remaining, -((toward_next - interval) // second) if used else 0, used / second
+
+    @property
+    def remaining(self) -> int:
+        """How much more is allowed at once."""
+        return self.left()[0]
+
+    @property
+    def retry_after_seconds(self) -> float:
+        """Until this use is allowed; 0 when it is."""
+        return self.excess / (self.rate.limit * _NANOSECONDS)
+
+    @property
+    def reset_after_seconds(self) -> float:
+        """Until nothing of the rate is used up."""
+        return self.left()[2]
 
 
 class Use(NamedTuple):
@@ -91,22 +122,17 @@ def gcra(state: int, now_ns: int, rate: Rate, cost: int = 1) -> Verdict:
         rate: The rate.
         cost: How many uses this one counts for; 0 to ask how things stand.
     """
-    scale, interval = rate.limit * _NANOSECONDS, rate.period_seconds * _NANOSECONDS
-    now, burst = now_ns * rate.limit, interval * rate.limit
-    used = min(max(state - now, 0), burst)
-    excess = used + interval * cost - burst
-    allowed = excess <= 0
-    if allowed:
-        used += interval * cost
-    remaining, toward_next = divmod(burst - used, interval)
-    return Verdict(
-        allowed,
-        now + used,
-        remaining,
-        (interval - toward_next) / scale if used else 0.0,
-        0.0 if allowed else excess / scale,
-        used / scale,
-    )
+    now, burst, wanted = now_ns * rate.limit, rate.burst, rate.interval * cost
+    used = state - now
+    if used < 0:
+        used = 0
+    elif used > burst:
+        used = burst
+    excess = used + wanted - burst
+    if excess > 0:
+        return Verdict(False, now + used, used, excess, rate)
+    used += wanted
+    return Verdict(True, now + used, used, 0, rate)
 
 
 def decide(states: Sequence[int], now_ns: int, uses: Sequence[Use]) -> list[Verdict]:

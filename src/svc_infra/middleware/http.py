@@ -12,7 +12,8 @@ from fastapi import params
 from fastapi.requests import HTTPConnection
 
 from svc_infra.errors import ConfigurationError
-from svc_infra.middleware._limiter import LIMITED, Charge, Limited, address, charge
+from svc_infra.middleware._limiter import KEY_RATE, LIMITED, Charge, Limited, charge, network
+from svc_infra.middleware._scope import client_ip
 from svc_infra.middleware.gcra import Rate
 from svc_infra.obs.context import current
 from svc_infra.wiring import wiring_of
@@ -80,7 +81,8 @@ def rate_limit(
 
     Counts each route by itself, and users, tenants and keys only as they were verified: by the rooms of this library
     when the limit needs it, or by a dependency that stands before this one and notes them in
-    `svc_infra.obs.context`. Who has no key or tenant is counted as a user, and who is no user by address.
+    `svc_infra.obs.context`. Who has no key or tenant is counted as a user, and who is no user by address. An API key
+    with a rate of its own has that instead, once for all routes that count keys.
 
     Args:
         *limits: The rates, such as `10/minute`; they are asked together, and either all count the request or none does.
@@ -124,10 +126,12 @@ async def _charge(policy: RateLimitPolicy, cost: int, connection: HTTPConnection
     if whom:
         if policy.override is not None and (own := await _asked(policy.override, whom)) is not None:
             rate = own if isinstance(own, Rate) else Rate.parse(own)
+        elif policy.per == "api_key" and (of_key := connection.scope.get(KEY_RATE)) is not None:
+            return charge("api_key", Rate.parse(of_key), cost, "", kind, whom)  # the key's: whatever the route
         return charge(policy.prefix, rate, cost, route, kind, whom)
     if user := "" if policy.per == "ip" or callable(policy.per) else current().principal_id:
         return charge(policy.prefix, rate, cost, route, "user", user)
-    return charge(policy.prefix, rate, cost, route, "ip", address(connection.scope))
+    return charge(policy.prefix, rate, cost, route, "ip", network(client_ip(connection.scope)))
 
 
 async def _identify(per: str, connection: HTTPConnection) -> None:

@@ -16,7 +16,7 @@ from starlette.types import Scope, Send
 
 from svc_infra.config import Environment
 from svc_infra.errors import BadRequestError, ConfigurationError, DeadlineExceededError, SvcInfraError, error_types
-from svc_infra.middleware._scope import EDGE
+from svc_infra.middleware._scope import EDGE, AtEdge
 from svc_infra.obs.context import current
 from svc_infra.obs.redact import printable, shown, to_json
 from svc_infra.wiring import current_wiring
@@ -33,7 +33,9 @@ _TRANSLATED_BY = {
 _OF_STATUS = {
     kind.status: kind for kind in reversed(list(error_types())) if kind.__module__ == SvcInfraError.__module__
 }
-_PATH = "/%:@!$&'()*+,;=~"
+_RENAMED = {416: "Range Not Satisfiable"}
+"""Phrases of RFC 9110 that Python calls so from 3.13 on; where a status has a class, that has its title."""
+_PATH = "/:@!$&'()*+,;=~"
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -144,8 +146,9 @@ def encoded(headers: Iterable[tuple[str, str]]) -> Headers:
 
 def _from_starlette(error: HTTPException) -> SvcInfraError:
     status = error.status_code
-    phrase = next((known.phrase for known in HTTPStatus if known == status), f"Status {status}")
-    detail = error.detail if isinstance(error.detail, str) and error.detail != phrase else None
+    pythons = next((known.phrase for known in HTTPStatus if known == status), f"Status {status}")
+    detail = error.detail if isinstance(error.detail, str) and error.detail != pythons else None
+    phrase = _RENAMED.get(status, pythons)
     if status in _OF_STATUS:
         problem = _OF_STATUS[status](detail)
     else:
@@ -163,7 +166,9 @@ def _from_starlette(error: HTTPException) -> SvcInfraError:
 
 def _root_path(scope: Scope) -> str:
     """Where the app that has the pages is served; a mounted one has none of its own."""
-    return quote(scope.get(EDGE, scope.get("root_path", "")).rstrip("/"), safe=_PATH, errors="replace")
+    edge: AtEdge | None = scope.get(EDGE)
+    root_path = scope.get("root_path", "") if edge is None else edge.root_path
+    return quote(root_path.rstrip("/"), safe=_PATH, errors="replace")
 
 
 def _is_local() -> bool:

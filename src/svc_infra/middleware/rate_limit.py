@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Sequence
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svc_infra.config import Settings
 from svc_infra.errors import SvcInfraError
-from svc_infra.middleware._limiter import LIMITED, Limited, Limiter, OnOutage, address, charge
-from svc_infra.middleware._scope import ANSWER_HEADERS
+from svc_infra.middleware._limiter import (
+    LIMITED,
+    MAX_KNOWN_CHARGES,
+    Charge,
+    Limited,
+    Limiter,
+    OnOutage,
+    charge,
+    network,
+)
+from svc_infra.middleware._scope import EDGE, client_ip
 from svc_infra.middleware._websocket import refuse
 from svc_infra.middleware.gcra import Rate
 from svc_infra.middleware.problem import respond
@@ -56,46 +66,61 @@ class RateLimitMiddleware:
         self._store = store
         self._on_outage = on_outage
         self._limiter: Limiter | None = None
+        self._metrics_page: str | None = None
+        self._charges = lru_cache(maxsize=MAX_KNOWN_CHARGES)(self._charges_of)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer one request; no coroutine of its own where nothing has to be waited for."""
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
-        elif self._is_exempt(scope):
+            return self._live(scope, receive, send)
+        limiter = self._limiter or self._started()
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(self._exempt_prefixes) or path == self._metrics_page or _is_preflight(scope):
             scope.setdefault(LIMITED, None)
-            await self.app(scope, receive, send)
-        elif (outer := scope.get(LIMITED)) is not None:  # which decides, and sends the headers
-            await self._limit(scope, receive, _Answer(send, None), outer)
-        else:
-            limited = scope[LIMITED] = Limited(self._limiter or self._started(), scope.get("root_path", ""))
-            token = enter(current())  # where nothing has before, so that dependencies can note whom they have verified
-            try:
-                await self._limit(scope, receive, _Answer(send, limited), limited)
-            finally:
-                leave(token)
-
-    async def _limit(self, scope: Scope, receive: Receive, answer: _Answer, limited: Limited) -> None:
-        client = address(scope)
+            return self.app(scope, receive, send)
+        limited, edge = scope.get(LIMITED), scope.get(EDGE)
+        is_outermost = limited is None
+        if limited is None:
+            limited = scope[LIMITED] = Limited(limiter, scope.get("root_path", ""))
+        if edge is None:
+            return self._answer(scope, receive, send, limited, is_outermost)
+        if is_outermost:
+            edge.answer_headers.append(limited.headers)
+        charges = self._charges(client_ip(scope))
         try:
-            await limited.take([charge("ip", rate, 1, "", "ip", client) for rate in self._rates])
+            if not limited.take_now(charges):
+                return self._wait(scope, receive, send, limited, charges)
         except SvcInfraError as error:
-            await _refuse(scope, answer, error)
-            return
+            return _refuse(scope, send, error)
+        return self.app(scope, receive, send)
+
+    async def _wait(
+        self, scope: Scope, receive: Receive, send: Send, limited: Limited, charges: Sequence[Charge]
+    ) -> None:
         try:
+            await limited.take(charges)
+        except SvcInfraError as error:
+            await _refuse(scope, send, error)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, limited: Limited, is_outermost: bool) -> None:
+        """Answer one request where no edge sends the headers, and none answers what escapes."""
+        answer = _Answer(send, limited if is_outermost else None)
+        token = enter(current())  # where nothing has before, so that dependencies can note whom they have verified
+        try:
+            await limited.take(self._charges(client_ip(scope)))
             await self.app(scope, receive, answer)
         except Exception as error:
             if error is not limited.refusal or answer.begun:
-                scope[ANSWER_HEADERS] = limited.headers()
                 raise
-            await _refuse(scope, answer, error)  # by a route, in an app that does not answer such errors
+            await _refuse(scope, answer, error)  # also of a route, in an app that does not answer such errors
+        finally:
+            leave(token)
 
-    def _is_exempt(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path.startswith(self._exempt_prefixes) or path == metrics_page():
-            return True
-        return scope.get("method") == "OPTIONS" and any(
-            name == b"access-control-request-method" for name, _ in scope["headers"]
-        )
+    def _charges_of(self, peer: str) -> tuple[Charge, ...]:
+        client = network(peer)
+        return tuple([charge("ip", rate, 1, "", "ip", client) for rate in self._rates])
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -114,6 +139,7 @@ class RateLimitMiddleware:
         wiring = current_wiring()
         settings = wiring.settings if wiring is not None else Settings()
         on_outage = self._on_outage or settings.rate_limit.on_outage
+        self._metrics_page = metrics_page()
         self._limiter = Limiter(self._store or store_of(settings), on_outage=on_outage)
         return self._limiter
 
@@ -137,8 +163,14 @@ class _Answer:
         await self._send(message)
 
 
-async def _refuse(scope: Scope, answer: _Answer, error: Exception) -> None:
+def _is_preflight(scope: Scope) -> bool:
+    return scope.get("method") == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
+
+
+async def _refuse(scope: Scope, send: Send, error: Exception) -> None:
     if scope["type"] == "http":
-        await respond(scope, answer, error, expose=False)
+        await respond(scope, send, error, expose=False)
     else:
-        await refuse(scope, answer, error, expose=False, is_open=False)
+        await refuse(scope, send, error, expose=False, is_open=False)

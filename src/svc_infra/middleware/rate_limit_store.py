@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from svc_infra.config import Settings
 from svc_infra.errors import ConfigurationError
-from svc_infra.middleware.gcra import Use, Verdict, decide
+from svc_infra.middleware.gcra import Use, Verdict, decide, gcra
 from svc_infra.redis import connect, translating
 
 if TYPE_CHECKING:
@@ -56,12 +56,28 @@ class MemoryRateLimitStore:
 
     async def take(self, uses: Sequence[Use]) -> list[Verdict]:
         """Charge every use to its key, or none."""
-        verdicts = decide([self._states.pop(use.key, 0) for use in uses], self._clock_ns(), uses)
+        return self.take_now(uses)
+
+    def take_now(self, uses: Sequence[Use]) -> list[Verdict]:
+        """The same for those who cannot wait, or need not."""
+        if len(uses) == 1:
+            return [self.take_one(uses[0])]
+        states = self._states
+        verdicts = decide([states.pop(use.key, 0) for use in uses], self._clock_ns(), uses)
         for use, verdict in zip(uses, verdicts, strict=True):
-            self._states[use.key] = verdict.state
-        while len(self._states) > self._max_keys:
-            del self._states[next(iter(self._states))]
+            states[use.key] = verdict.state
+        while len(states) > self._max_keys:
+            del states[next(iter(states))]
         return verdicts
+
+    def take_one(self, use: Use) -> Verdict:
+        """The same for one use, which is the usual number and takes half the time so."""
+        states, key = self._states, use.key
+        verdict = gcra(states.pop(key, 0), self._clock_ns(), use.rate, use.cost)
+        states[key] = verdict.state
+        if len(states) > self._max_keys:
+            del states[next(iter(states))]
+        return verdict
 
     async def close(self) -> None:
         """Nothing is open."""

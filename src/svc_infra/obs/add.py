@@ -15,7 +15,7 @@ from svc_infra.errors import ConfigurationError
 from svc_infra.obs.http_metrics import HttpMetrics
 from svc_infra.obs.logging import adopt_libraries, flush_logs, is_set_up, setup_logging
 from svc_infra.obs.metrics import Metrics
-from svc_infra.obs.page import Readers, Shown, metrics_page
+from svc_infra.obs.page import FixedRoute, Readers, Shown, metrics_page
 from svc_infra.obs.pools import SqlEngine, engines_of
 from svc_infra.obs.tracing.sampling import Sampler
 from svc_infra.obs.tracing.spans import Tracing, sampled_trace
@@ -99,7 +99,7 @@ def _serve_metrics(app: Starlette, wiring: Wiring, path: str | None) -> None:
         open_to_all=settings.environment.is_trusted,
     )
     page = declares(PUBLIC)(metrics_page(wiring.get(Shown), readers))  # which asks itself who reads
-    app.add_route(http.page, page, include_in_schema=False)
+    app.router.routes.append(FixedRoute(http.page, page, include_in_schema=False))
 
 
 def _endpoint(wiring: Wiring) -> str | None:

@@ -34,7 +34,7 @@ class Context:
 
     def known(self) -> dict[str, str]:
         """The facts that are known, for a log line."""
-        known = {name: fact for name, fact in zip(FACTS, _facts(self), strict=True) if fact}
+        known = {name: fact for name, fact in zip(FACTS, facts_of(self), strict=True) if fact}
         if (inner := _inner.get()) is not None and inner[0] is self:
             known["span_id"] = inner[1]
         return known
@@ -50,9 +50,10 @@ class Context:
 
 FACTS = tuple(field.name for field in fields(Context) if field.name not in ("client_ip", "deadline", "sampled"))
 """The names of the facts."""
+facts_of: Callable[[Context], tuple[str, ...]] = attrgetter(*FACTS)
+"""Every fact of a context, in the order of `FACTS`."""
 
 _TRACEPARENT = "traceparent"
-_facts: Callable[[Context], tuple[str, ...]] = attrgetter(*FACTS)
 _RESTORED = frozenset(FACTS) - {"job_id"}
 _current: ContextVar[Context | None] = ContextVar("svc_infra_context", default=None)
 
@@ -66,11 +67,6 @@ def current() -> Context:
     return _current.get() or Context()
 
 
-def current_facts() -> tuple[str, ...]:
-    """Every fact of the current context, in the order of `FACTS`."""
-    return _facts(_current.get() or Context())
-
-
 def seconds_left() -> float:
     """How long the current handler may still take until its answer begins; infinite where it may take any time."""
     return current().deadline - monotonic()
@@ -82,14 +78,10 @@ def allow_seconds(seconds: float) -> None:
     context.deadline = max(context.deadline, monotonic() + seconds)
 
 
-def enter(context: Context) -> Token[Context | None]:
-    """Make this the current context; give the token to `leave`."""
-    return _current.set(context)
-
-
-def leave(token: Token[Context | None]) -> None:
-    """Return to the context before `enter`."""
-    _current.reset(token)
+enter: Callable[[Context], Token[Context | None]] = _current.set
+"""Make this the current context; give the token to `leave`. No function of ours, because every request calls it."""
+leave: Callable[[Token[Context | None]], None] = _current.reset
+"""Return to the context before `enter`."""
 
 
 def span_id_here(context: Context) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import Generic, TextIO, TypeVar
+from typing import Any, Generic, Protocol, TextIO, TypeVar
 from weakref import ref
 
 T = TypeVar("T")
@@ -22,6 +22,19 @@ FLUSH_SECONDS = 0.2
 """Longest wait of a line, and the most that is lost when the process is killed."""
 BATCH_LINES = 64
 """So many are made at once. Making them keeps the interpreter busy, so a batch is the longest that requests wait."""
+
+
+class Told(Protocol):
+    """What a line tells that is made later, such as the end of a request."""
+
+    def line(self, at: float, pid: int) -> dict[str, Any]:
+        """The line without the facts of its context; nothing in it is long, and nothing is secret.
+
+        Args:
+            at: The time, in seconds since 1970.
+            pid: The process.
+        """
+        ...
 
 
 class LineBuffer(Generic[T]):

@@ -1,4 +1,4 @@
-"""Logs: one line per event, JSON in prod and test, readable in local and dev, the same for every library.
+"""Logs: one line per event, readable in local and JSON everywhere else, the same for every library.
 
 Logging is the process's, not an app's: the standard library holds its state, and the last `setup_logging` stands.
 """
@@ -11,17 +11,16 @@ import sys
 import traceback
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from time import time
 from typing import Any, NamedTuple
 
 import orjson
-from structlog import BoundLoggerBase
-from structlog.dev import ConsoleRenderer, plain_traceback
 
 from svc_infra.config import Environment, Settings
 from svc_infra.errors import ConfigurationError
-from svc_infra.obs.context import FACTS, current, current_facts
-from svc_infra.obs.line_buffer import LineBuffer
+from svc_infra.obs.context import FACTS, current, facts_of
+from svc_infra.obs.line_buffer import LineBuffer, Told
 from svc_infra.obs.redact import cleaned, printable, redacted, shown, to_json
 
 MAX_STACK_FRAMES = 50
@@ -35,7 +34,9 @@ _CONTROL_BUT_NEWLINE = re.compile(_CONTROL.pattern.replace(r"\x1f", r"\x09\x0b-\
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "sqlalchemy", "sqlalchemy.engine", "alembic")
 
 _root = logging.getLogger()
-_requests = logging.getLogger("svc_infra.access")
+_ACCESS = "svc_infra.access"
+_requests = logging.getLogger(_ACCESS)
+_OF_EVERY_LINE = frozenset(["time", "level", "logger", "pid", "message"])
 
 
 class Answered(NamedTuple):
@@ -50,11 +51,15 @@ class Answered(NamedTuple):
     first_byte_seconds: float | None
     client_ip: str
 
-    def described(self) -> dict[str, Any]:
-        """The line's message and fields; nothing in them is long, and no credential in the path gets out."""
+    def line(self, at: float, pid: int) -> dict[str, Any]:
+        """The line without the facts of its context; nothing in it is long, and no credential in the path gets out."""
         method, path, route, status, sent_bytes, seconds, first_byte_seconds, client_ip = self
         path = redacted(path[:MAX_PATH_CHARS])
-        described = {
+        line = {
+            "time": datetime.fromtimestamp(at, UTC),
+            "level": "INFO",
+            "logger": _ACCESS,
+            "pid": pid,
             "message": f"{method} {path} {status}",
             "method": method,
             "route": route,
@@ -65,21 +70,24 @@ class Answered(NamedTuple):
             "client_ip": client_ip,
         }
         if first_byte_seconds is not None:
-            described["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
-        return described
+            line["first_byte_ms"] = int(first_byte_seconds * 1e6) / 1000
+        return line
 
 
-Entry = tuple[float, tuple[str, ...], Answered]
-"""An access line that is still to be made: the time, the facts of its context, the request."""
+Entry = tuple[float, tuple[str, ...], Told]
+"""A line that is still to be made: the time, the facts of its context, what it tells."""
 
 
-class EventLogger(BoundLoggerBase):
-    """Writes events with fields: `logger.info("order.created", user_id=1)` or `extra={"user_id": 1}`.
+class EventLogger:
+    """Writes events with fields: `logger.info("order.created", user_id=1)` or `extra={"user_id": 1}`."""
 
-    `bind(**fields)` gives a logger that adds these fields to each of its lines.
-    """
+    def __init__(self, log: logging.Logger, fields: Mapping[str, Any]) -> None:
+        self._logger = log
+        self._context = fields
 
-    _logger: logging.Logger
+    def bind(self, **fields: Any) -> EventLogger:
+        """A logger that adds these fields to each of its lines."""
+        return EventLogger(self._logger, {**self._context, **fields})
 
     def debug(self, event: str, *args: object, **fields: Any) -> None:
         """Write a line that only helps while developing."""
@@ -118,11 +126,11 @@ class EventLogger(BoundLoggerBase):
         self._logger.log(level, event, *args, exc_info=exc_info, extra={_FIELDS: merged}, stacklevel=3)
 
 
-logger = EventLogger(logging.getLogger("app"), (), {})
+logger = EventLogger(logging.getLogger("app"), {})
 
 
 class LineHandler(logging.Handler):
-    """Writes each record as one line on standard error; access lines as JSON in batches, by a thread.
+    """Writes each record as one line on standard error; lines of requests and jobs as JSON in batches, by a thread.
 
     Args:
         as_json: JSON lines; else lines for people, coloured on a terminal.
@@ -134,20 +142,13 @@ class LineHandler(logging.Handler):
         self.as_json = as_json
         self.drop_paths = frozenset(drop_paths)
         self._buffer = LineBuffer(self._made, self._made_dropped)
-        self._console = ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            event_key="message",
-            timestamp_key="time",
-            sort_keys=False,
-            exception_formatter=plain_traceback,
-        )
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
         try:
             extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
             fields = {**extra, **getattr(record, _FIELDS, {})}
-            if record.name == _requests.name and fields.get("path") in self.drop_paths:
+            if record.name == _ACCESS and fields.get("path") in self.drop_paths:
                 return
             line: dict[str, Any] = {
                 "time": datetime.fromtimestamp(record.created, UTC),
@@ -170,60 +171,70 @@ class LineHandler(logging.Handler):
 
     def write_request(self, answered: Answered) -> None:
         """Write an access line."""
-        if answered.path in self.drop_paths:
-            return
-        entry = (time(), current_facts(), answered)
+        if answered.path not in self.drop_paths:
+            self.write_later(answered)
+
+    def write_later(self, told: Told) -> None:
+        """Write a line with those that come soon."""
+        entry = time(), facts_of(current()), told
         if self.as_json:
             self._buffer.put(entry)
             return
         self.acquire()
         try:
-            sys.stderr.write(self._as_text(self._request_line(entry)))
+            sys.stderr.write(self._as_text(self._later_line(entry)))
         except Exception:  # noqa: BLE001 - as in `emit`: no request fails because its line cannot be written
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": answered.path}))
+            self.handleError(logging.makeLogRecord({"name": __name__, "msg": str(told)[:MAX_PATH_CHARS]}))
         finally:
             self.release()
 
     @property
     def dropped(self) -> int:
-        """Access lines that were not written, because too many waited or standard error took no more."""
+        """Lines of requests and jobs that were not written: too many waited, or standard error took no more."""
         return self._buffer.dropped
 
     def flush(self) -> None:
-        """Write the access lines that wait."""
+        """Write the lines that wait."""
         self._buffer.flush()
 
     def close(self) -> None:
-        """Write the access lines that wait; the standard library calls it when the process exits."""
+        """Write the lines that wait; the standard library calls it when the process exits."""
         self.flush()
         super().close()
 
-    def _request_line(self, entry: Entry) -> dict[str, Any]:
-        seconds, facts, answered = entry
-        line = {**self._begun(seconds, "INFO"), **answered.described()}
-        line.update([named for named in zip(FACTS, facts) if named[1]])  # noqa: B905 - its check would cost as much
+    def _later_line(self, entry: Entry) -> dict[str, Any]:
+        at, facts, told = entry
+        line = told.line(at, self._buffer.pid)
+        for name, fact in zip(FACTS, facts):  # noqa: B905 - its check would cost as much as a field
+            if fact:
+                line[name] = fact
         return line
 
     def _made(self, entry: Entry) -> bytes:
         try:
-            return _as_json(self._request_line(entry))
+            return _as_json(self._later_line(entry))
         except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread that makes them all
-            self.handleError(logging.makeLogRecord({"name": _requests.name, "msg": "an access line"}))
+            self.handleError(logging.makeLogRecord({"name": __name__, "msg": "a line that was to be made later"}))
             return b""
 
     def _made_dropped(self, count: int) -> bytes:
-        return _as_json({**self._begun(time(), "WARNING"), "message": "access_log.dropped", "dropped": count})
-
-    def _begun(self, seconds: float, level: str) -> dict[str, Any]:
-        return {
-            "time": datetime.fromtimestamp(seconds, UTC),
-            "level": level,
-            "logger": _requests.name,
-            "pid": self._buffer.pid,
-        }
+        line = {"time": datetime.now(UTC), "level": "WARNING", "logger": _ACCESS, "pid": self._buffer.pid}
+        return _as_json({**line, "message": "access_log.dropped", "dropped": count})
 
     def _put(self, line: dict[str, Any]) -> None:
         sys.stderr.write(_as_json(line).decode() if self.as_json else self._as_text(line))
+
+    @cached_property
+    def _console(self) -> Any:
+        from structlog.dev import ConsoleRenderer, plain_traceback  # 5 MB that a service in production has no use for
+
+        return ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            event_key="message",
+            timestamp_key="time",
+            sort_keys=False,
+            exception_formatter=plain_traceback,
+        )
 
     def _as_text(self, line: dict[str, Any]) -> str:
         error = line.pop("error", None)
@@ -245,12 +256,39 @@ def log_request(answered: Answered) -> None:
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
-    handlers = _root.handlers
-    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not _requests.handlers and not _requests.filters:
-        handlers[0].write_request(answered)
+    if (handler := _only_handler(_requests)) is not None:
+        handler.write_request(answered)
     else:
-        fields = answered.described()
-        _requests.info("%s", fields.pop("message"), extra={_FIELDS: fields})
+        _as_record(_requests, answered)
+
+
+def log_later(log: logging.Logger, told: Told) -> None:
+    """Write a line of which there may be thousands a second, as access lines are written: see `log_request`."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    if (handler := _only_handler(log)) is not None:
+        handler.write_later(told)
+    else:
+        _as_record(log, told)
+
+
+def _as_record(log: logging.Logger, told: Told) -> None:
+    line = told.line(0.0, 0)
+    fields = {name: value for name, value in line.items() if name not in _OF_EVERY_LINE}
+    log.info("%s", line["message"], extra=fields)
+
+
+def _only_handler(log: logging.Logger) -> LineHandler | None:
+    """Our handler, if nobody else would see a record of this logger."""
+    handlers = _root.handlers
+    if len(handlers) != 1 or not isinstance(handlers[0], LineHandler) or log.filters:
+        return None
+    at: logging.Logger | None = log
+    while at is not None and at is not _root:
+        if at.handlers or not at.propagate:
+            return None
+        at = at.parent
+    return handlers[0]
 
 
 def setup_logging(
@@ -266,7 +304,7 @@ def setup_logging(
 
     Args:
         level: The least level that is written; `LOG_LEVEL` when left out.
-        fmt: `json`, `plain`, or `auto`: JSON in prod and test; `LOG_FORMAT` when left out.
+        fmt: `json`, `plain`, or `auto`: JSON everywhere but in local; `LOG_FORMAT` when left out.
         drop_paths: Requests to these paths write no access line; `LOG_DROP_PATHS` when left out.
         settings: Where what is left out is looked up; the environment when left out.
 
@@ -278,7 +316,7 @@ def setup_logging(
     if fmt not in ("auto", "json", "plain"):
         raise ConfigurationError(f"The log format is {fmt!r}: use auto, json or plain.")
     if fmt == "auto":
-        fmt = "json" if settings.environment in (Environment.PROD, Environment.TEST) else "plain"
+        fmt = "plain" if settings.environment is Environment.LOCAL else "json"
     if drop_paths is None:
         drop_paths = settings.log.dropped
     root = logging.getLogger()
@@ -304,7 +342,7 @@ def adopt_libraries() -> None:
 
 
 def flush_logs() -> None:
-    """Write the access lines that wait."""
+    """Write the lines that wait."""
     for handler in _installed():
         handler.flush()
 

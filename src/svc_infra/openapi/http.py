@@ -20,6 +20,7 @@ from svc_infra.errors import NotFoundError
 from svc_infra.middleware.conditional import Conditional
 from svc_infra.middleware.rate_limit import RateLimitMiddleware
 from svc_infra.openapi.assets import Assets
+from svc_infra.openapi.conditions import document_conditions
 from svc_infra.openapi.operations import Operation, operation_id
 from svc_infra.openapi.pages import Pages
 from svc_infra.openapi.problems import find_problem_type, problem_types
@@ -77,6 +78,7 @@ def document(app: FastAPI) -> None:
                     path = schema["paths"][operation.documented_path]
                     path[operation.method.lower()]["operationId"] = operation.operation_id
             document_problems(schema, dict(_declared(app)))
+            document_conditions(schema, _conditional(app))
             documented = schema
         return schema
 
@@ -228,12 +230,21 @@ def _declared(app: FastAPI) -> Iterator[tuple[Address, set[int]]]:
     """The statuses that what an app or a route declares may answer with."""
     middleware: list[object] = [one.cls for one in app.user_middleware]
     limited = {429} if RateLimitMiddleware in middleware else set()
+    conditional = set(_conditional(app))
     for route in iter_route_contexts(app.routes):
         if isinstance(route.original_route, APIRoute):
-            is_conditional = _depends_on(route.dependant, Conditional)
             for method in route.methods or ():
-                conditional = {412, 304 if method in ("GET", "HEAD") else 428} if is_conditional else set()
-                yield (str(route.path_format), method.lower()), limited | conditional
+                address = str(route.path_format), method.lower()
+                conditions = {412, 304 if method in ("GET", "HEAD") else 428} if address in conditional else set()
+                yield address, limited | conditions
+
+
+def _conditional(app: FastAPI) -> Iterator[Address]:
+    """The operations that compare what a request expects with what there is."""
+    for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, APIRoute) and _depends_on(route.dependant, Conditional):
+            for method in route.methods or ():
+                yield str(route.path_format), method.lower()
 
 
 def _depends_on(dependant: Dependant, call: Callable[..., Any]) -> bool:

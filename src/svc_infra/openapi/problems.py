@@ -23,6 +23,7 @@ _ADVICE = {
     412: "Read the current state, then send the request with its new ETag if it still makes sense.",
     413: "Send less, or send it in parts.",
     415: "Send the body in the format that the API reference names, and say so in the Content-Type header.",
+    416: "Ask for a part within the length that the Content-Range header says, or for the whole.",
     422: "Correct each value that `errors` lists, then send the request again.",
     428: "Read the current state, and send its ETag in the If-Match header.",
     429: "Wait for as long as the Retry-After header says, then try again.",

@@ -7,18 +7,18 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from svc_infra.config import Environment
 from svc_infra.errors import UnavailableError
 from svc_infra.middleware.problem import render
+from svc_infra.obs.page import FixedRoute
 from svc_infra.obs.redact import to_json
 from svc_infra.ops.readiness import Readiness
 from svc_infra.route_policy import PUBLIC, declares
 from svc_infra.wiring import Phase
 
 
-def probes(readiness: Readiness, *, prefix: str) -> list[Route]:
+def probes(readiness: Readiness, *, prefix: str) -> list[FixedRoute]:
     """The routes of the three probes."""
     wiring = readiness.wiring
     expose = wiring.settings.environment is not Environment.PROD
@@ -44,7 +44,9 @@ def probes(readiness: Readiness, *, prefix: str) -> list[Route]:
             return _unavailable(request, f"Not ready: {', '.join(failed)}.", members, expose=expose)
         return _ok(members)
 
-    return [Route(f"{prefix}/{probe.__name__}", probe, include_in_schema=False) for probe in (live, startup, ready)]
+    return [
+        FixedRoute(f"{prefix}/{probe.__name__}", probe, include_in_schema=False) for probe in (live, startup, ready)
+    ]
 
 
 def _ok(members: Mapping[str, Any]) -> Response:

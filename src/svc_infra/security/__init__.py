@@ -2,13 +2,13 @@
 
 - `accounts`: register, log in, recover, the `/auth` routes · `passwords`: which are accepted, argon2id in a pool
 - `sessions`: logins, refresh token families with reuse detection · `tokens`: access tokens
-- `oauth`: logging in with other providers
+- `oauth`: logging in with other providers · `mfa`: second factors and passkeys · `methods`: how a login was proven
 - `lockout`: how often somebody may guess, at whatever factor
-- `audit`: who did what · `organizations`: the tenants, their members, invitations and teams
+- `audit`: who did what · `organizations`: tenants, members, invitations, teams · `ownership`: each has an owner
 - `keys`: API keys · `principal`: who a request acts for
 - `access`: roles, what routes require, and that each says so; `permissions`: all of it by one import
 - `keyring`: the keys, and those before them · `cipher`: encrypted columns · `cookies`: signed, sealed, and CSRF
-- `models`: the tables · `references`: an app's own users instead of them
+- `models`: the tables · `references`: an app's own users instead of them · `remembered`: what each request asks
 - `http`: `Identity` and its relatives · `aliases`: older paths
 - `add`: `add_auth_users`, `add_security`, `purge_sessions`
 """

@@ -20,7 +20,8 @@ from svc_infra.middleware.http import IdentifiesUser
 from svc_infra.security.access import Policy, policy_of
 from svc_infra.security.access.add import add_strict_routes
 from svc_infra.security.accounts import AccountLinks, Accounts, Credentials, Desk, LoggedMail, MailQueue
-from svc_infra.security.accounts.http import Profile, accounts_router, keys_router
+from svc_infra.security.accounts.http import accounts_router, keys_router
+from svc_infra.security.accounts.schemas import Profile
 from svc_infra.security.aliases import aliases_router
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.audit.add import add_audit
@@ -31,9 +32,9 @@ from svc_infra.security.keyring import KeyRing
 from svc_infra.security.lockout import Lockout
 from svc_infra.security.models import HasAccount, User
 from svc_infra.security.organizations import UserModel
-from svc_infra.security.passwords import BreachedPasswords, PasswordHasher
+from svc_infra.security.passwords import BreachedPasswords, PasswordHasher, PasswordPolicy
 from svc_infra.security.references import check_references
-from svc_infra.security.sessions import LiveSessions, Sessions
+from svc_infra.security.sessions import LiveSessions, SecondFactors, Sessions
 from svc_infra.security.tokens import AccessTokens, signing_keys
 from svc_infra.types import Clock, SystemClock
 from svc_infra.wiring import Part, Wiring, current_wiring, wiring_of
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from pydantic import BaseModel
 
-_KEYS = "keys"
+KEYS = "keys"
+SECOND_FACTORS = "second_factors"
+"""The part that says whose login needs a second factor; `add_mfa` adds it."""
 _PART = "security"
 
 _log = logging.getLogger(__name__)
@@ -87,7 +90,11 @@ def add_auth_users(
     add_security(app)
     add_http(app)
     wiring.add(
-        Part(_PART, run=lambda: _running(wiring, policy, user_model), after=("db", _KEYS, "audit", "cache", "http"))
+        Part(
+            _PART,
+            run=lambda: _running(wiring, policy, user_model),
+            after=("db", KEYS, "audit", "cache", "http", SECOND_FACTORS),
+        )
     )
     wiring.provide(IdentifiesUser, identify_user)
     wiring.provide(UserModel, UserModel(user_model))
@@ -114,7 +121,7 @@ def add_security(app: FastAPI, *, strict_routes: bool = False) -> None:
             declares nothing.
     """
     wiring = wiring_of(app)
-    wiring.add(Part(_KEYS, run=lambda: _with_keys(wiring)))
+    wiring.add(Part(KEYS, run=lambda: _with_keys(wiring)))
     if strict_routes:
         add_strict_routes(app)
 
@@ -170,16 +177,15 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
     is_prod = wiring.settings.environment is Environment.PROD
     db, trail = wiring.get(AsyncDatabase), wiring.get(AuditTrail)
     await check_references(db, user_model)
-    tokens = AccessTokens(
-        keys,
-        issuer=settings.issuer,
-        audience=settings.audience,
-        ttl_seconds=settings.access_ttl_seconds,
-        signing=signing_keys(wiring.settings.secrets.get("AUTH_SIGNING_KEYS")),
-        clock=clock,
-    )
+    tokens = _tokens(wiring, keys)
+    second_factors = wiring.get(SecondFactors) if wiring.has(SecondFactors) else None
     live = LiveSessions(
-        db, user_model, cache=token_cache(wiring, settings), ttl_seconds=settings.token_cache_seconds, clock=clock
+        db,
+        user_model,
+        second_factors=second_factors,
+        cache=token_cache(wiring, settings),
+        ttl_seconds=settings.token_cache_seconds,
+        clock=clock,
     )
     sessions = Sessions(
         db,
@@ -188,14 +194,14 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         tokens,
         keys,
         policy,
+        second_factors=second_factors,
         user_model=user_model,
         ttl_seconds=settings.refresh_ttl_seconds,
+        idle_seconds=settings.refresh_idle_seconds,
         grace_seconds=settings.refresh_grace_seconds,
         clock=clock,
     )
-    hasher = PasswordHasher(
-        concurrency=settings.hash_concurrency, memory_kib=settings.hash_memory_kib, passes=settings.hash_passes
-    )
+    hasher = _hasher(settings)
     asks = is_prod if settings.breach_check is None else settings.breach_check
     desk = Desk(
         db=db,
@@ -203,6 +209,7 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         sessions=sessions,
         lockout=Lockout(db, keys, settings, clock=clock),
         trail=trail,
+        policy=PasswordPolicy(words=(wiring.settings.app.name, *settings.password_words)),
         mail=_mail(wiring),
         links=AccountLinks(settings, clock=clock),
         breached=BreachedPasswords(wiring.get(HttpClient), url=settings.breach_check_url) if asks else None,
@@ -223,6 +230,24 @@ async def _running(wiring: Wiring, policy: Policy, user_model: type[HasAccount])
         yield
     finally:
         hasher.close()
+
+
+def _tokens(wiring: Wiring, keys: KeyRing) -> AccessTokens:
+    settings = wiring.settings.auth
+    return AccessTokens(
+        keys,
+        issuer=settings.issuer,
+        audience=settings.audience,
+        ttl_seconds=settings.access_ttl_seconds,
+        signing=signing_keys(wiring.settings.secrets.get("AUTH_SIGNING_KEYS")),
+        clock=clock_of(wiring),
+    )
+
+
+def _hasher(settings: AuthSettings) -> PasswordHasher:
+    return PasswordHasher(
+        concurrency=settings.hash_concurrency, memory_kib=settings.hash_memory_kib, passes=settings.hash_passes
+    )
 
 
 def _mail(wiring: Wiring) -> MailQueue:

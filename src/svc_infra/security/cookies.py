@@ -19,6 +19,7 @@ from svc_infra.types import Clock, SystemClock
 ACCESS_COOKIE = "__Host-access"
 REFRESH_COOKIE = "__Host-refresh"
 CSRF_COOKIE = "__Host-csrf"
+SECOND_STEP_COOKIE = "__Host-second-step"
 CSRF_HEADER = "x-csrf-token"
 MAX_COOKIE_BYTES = 4096
 """What every browser keeps (RFC 6265, 6.1)."""

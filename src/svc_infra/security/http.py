@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Literal, Protocol, TypeVar, cast
 
 from fastapi import Security
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
-from svc_infra.errors import ConfigurationError, ForbiddenError, InvalidTokenError, UnauthorizedError
+from svc_infra.errors import (
+    ConfigurationError,
+    ForbiddenError,
+    InvalidTokenError,
+    SecondFactorRequiredError,
+    UnauthorizedError,
+)
+from svc_infra.middleware._limiter import KEY_RATE
 from svc_infra.obs import context
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
 from svc_infra.security.keys import ApiKeys
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions import Sessions
+from svc_infra.security.sessions import SecondFactors, Sessions
 from svc_infra.wiring import wiring_of
 
 T = TypeVar("T")
@@ -24,6 +31,18 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110, 9.2.1), so another site may send them."""
 
 _VERIFIED = "svc_infra.verified"
+
+
+class ActsAs(Protocol):
+    """Knows as whom a login acts; the room that lets admins act as users provides it."""
+
+    async def __call__(self, connection: HTTPConnection, holder: Principal) -> Principal:
+        """The user as whom the login of this request acts, or the holder himself.
+
+        Raises:
+            ForbiddenError: It may not do this as another user, or not act as that user any more.
+        """
+        ...
 
 
 class _Optional(SecurityBase):
@@ -39,8 +58,19 @@ class _Optional(SecurityBase):
             UnauthorizedError: There is a credential, and it is neither a valid access token of a live login nor a live
                 key; or there are two.
             ForbiddenError: The credential is a cookie, and no page of this app has sent the request.
+            SecondFactorRequiredError: The account must have a second factor, and the login was not proven with one.
         """
-        return await identify_user(connection)
+        caller = await identify_user(connection)
+        if caller is not None:
+            self.check_factors(connection, caller)
+        return caller
+
+    def check_factors(self, connection: HTTPConnection, caller: Principal) -> None:
+        """Refuse a login that lacks the second factor that its account must have."""
+        if caller.lacks_second_factor:
+            refusal = SecondFactorRequiredError()
+            refusal.members["enrol_url"] = wiring_of(connection.app).get(SecondFactors).enrol_url
+            raise refusal
 
 
 class _Caller(_Optional):
@@ -52,10 +82,12 @@ class _Caller(_Optional):
         Raises:
             UnauthorizedError: There is no credential, or it is not valid.
             ForbiddenError: The caller is another one than the route wants, or as for a cookie.
+            SecondFactorRequiredError: As for `get_optional_user`.
         """
         caller = await identify_user(connection)
         if caller is None:
             raise UnauthorizedError
+        self.check_factors(connection, caller)
         self.check(caller)
         return caller
 
@@ -76,19 +108,66 @@ class _Login(_Caller):
     route_policy = "login"
 
     def check(self, caller: Principal) -> None:
-        """Refuse keys."""
+        """Refuse keys, and admins who act as the user."""
+        if caller.actor is not None:
+            raise ForbiddenError("Only the user can do this, and you act as them: stop that first.")
         if caller.session_id is None:
             raise ForbiddenError("This needs a login: it cannot be done with a key.")
+
+
+class _LimitedLogin(_Login):
+    """Any login, also one that lacks its second factor: only for what proves one, enrols one, or ends the login."""
+
+    route_policy = "login, also without its second factor"
+
+    def check_factors(self, connection: HTTPConnection, caller: Principal) -> None:
+        """Let it pass."""
+
+
+class _Actor(_LimitedLogin):
+    route_policy = "login, also while acting as a user"
+
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """Whose login it is, also while they act as another user: only for what ends that, or the login.
+
+        Raises:
+            UnauthorizedError, ForbiddenError: As for `get_login`.
+        """
+        holder = await identify_holder(connection)
+        if holder is None:
+            raise UnauthorizedError
+        self.check(holder)
+        return holder
 
 
 get_optional_user = _Optional()
 get_caller = _Caller()
 get_current_user = _User()
 get_login = _Login()
+get_limited_login = _LimitedLogin()
+get_actor = _Actor()
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
-    """As `get_optional_user`, for what runs before a route's own dependencies; the credential is verified once."""
+    """Who is calling, for what runs before a route's own dependencies; the credential is verified once.
+
+    What the caller may do is not decided here: `lacks_second_factor` is refused by the route's dependencies.
+    """
+    holder = await identify_holder(connection)
+    if holder is None:
+        return None
+    wiring = wiring_of(connection.app)
+    caller = await wiring.get(ActsAs)(connection, holder) if wiring.has(ActsAs) else holder
+    if caller.actor is not None:
+        here = context.current()
+        here.principal_id, here.actor_id = str(caller.id), str(caller.actor.id)
+    if caller.actor is not None or "user" not in connection.scope:
+        connection.scope["user"] = caller  # Starlette's `request.user`
+    return caller
+
+
+async def identify_holder(connection: HTTPConnection) -> Principal | None:
+    """Whose credential the request carries, whether or not they act as another user."""
     via: Literal["jwt", "cookie"] = "jwt"
     token = _bearer_token(connection.scope["headers"])
     key = _api_key(connection, token)
@@ -105,7 +184,8 @@ async def identify_user(connection: HTTPConnection) -> Principal | None:
         if via == "cookie":
             _refuse_other_sites(connection, principal)
         connection.scope[_VERIFIED] = sessions, principal
-    context.current().principal_id = str(principal.id)
+    if not (here := context.current()).actor_id:
+        here.principal_id = str(principal.id)
     return cast(Principal, principal)
 
 
@@ -139,8 +219,9 @@ async def _by_key(connection: HTTPConnection, key: str) -> Principal:
     keys = wiring.get(ApiKeys)
     verified_by, principal = connection.scope.get(_VERIFIED, (None, None))
     if verified_by is not keys:
-        principal = await keys.principal(key)
-        connection.scope[_VERIFIED] = keys, principal
+        verified = await keys.verify(key)
+        principal = verified.principal
+        connection.scope[_VERIFIED], connection.scope[KEY_RATE] = (keys, principal), verified.rate
     here = context.current()
     here.principal_id, here.api_key_id = str(principal.id), str(principal.api_key_id)
     return cast(Principal, principal)
@@ -158,6 +239,8 @@ def _refuse_other_sites(connection: HTTPConnection, user: Principal) -> None:
 Caller = Annotated[Principal, Security(get_caller)]
 Identity = Annotated[Principal, Security(get_current_user)]
 LoggedIn = Annotated[Principal, Security(get_login)]
+LimitedLogin = Annotated[Principal, Security(get_limited_login)]
+Actor = Annotated[Principal, Security(get_actor)]
 OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 

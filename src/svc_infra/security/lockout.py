@@ -48,7 +48,8 @@ class Lockout:
     async def check(self, account: str, ip: str = "") -> None:
         """Count one attempt, unless there were too many; in a unit of work of its own, so it stays counted.
 
-        Call `succeeded` when it succeeds and `withdrawn` when it could not be made; a failed one needs nothing more.
+        Call `succeeded` or `passed` when it succeeds and `withdrawn` when it could not be made; a failed one needs
+        nothing more.
 
         Args:
             account: The account's address, in its one form.
@@ -79,6 +80,16 @@ class Lockout:
         await session.execute(delete(Attempts).where(Attempts.key == keys.pop("account")))
         for kind, key in keys.items():
             await self._take_back(session, kind, key)
+
+    async def passed(self, session: AsyncSession, account: str, ip: str = "") -> None:
+        """Note in this unit of work that an attempt was right, though more is to be proven.
+
+        The failures stay, or whoever knows the password could guess the second factor for ever; the next attempt need
+        not wait, and the next failure locks for longer than the last one.
+        """
+        for kind, key in self._keys(account, ip).items():
+            row = await self._take_back(session, kind, key)
+            row.locked_until = None if kind == "account" else row.locked_until
 
     async def withdrawn(self, account: str, ip: str = "") -> None:
         """Take an attempt back that was never made."""
@@ -115,11 +126,12 @@ class Lockout:
         seconds = min(settings.lockout_base_seconds * 2.0 ** min(beyond, 64), settings.lockout_max_seconds)
         return row.last_at + timedelta(seconds=seconds)
 
-    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> None:
+    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> Attempts:
         row = await self._locked(session, key)
         row.failures = max(0, row.failures - 1)
         if row.locked_until is not None:
             row.locked_until = self._end(row, kind)
+        return row
 
     async def _locked(self, session: AsyncSession, key: str) -> Attempts:
         wanted = select(Attempts).where(Attempts.key == key).with_for_update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, Uuid
@@ -54,6 +55,8 @@ class Session(HasId, Base):
 
     Attributes:
         ip_hash: Keyed hash of the address that logged in; empty when unknown.
+        methods: How it was proven, with blanks: the `amr` of its tokens.
+        authenticated_at: When it was last proven: the `auth_time` of its tokens.
         last_seen_at: When it was last refreshed.
         expires_at: Its absolute end; no token of the family outlives it.
         revoked_at: Once set, no token of the family is accepted again.
@@ -64,6 +67,8 @@ class Session(HasId, Base):
     user_id: Mapped[UUID] = mapped_column(ForeignKey("svc_users.id", ondelete="CASCADE"), index=True)
     user_agent: Mapped[str] = mapped_column(String(256))
     ip_hash: Mapped[str] = mapped_column(String(64))
+    methods: Mapped[str] = mapped_column(String(64), default="")
+    authenticated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
@@ -126,6 +131,14 @@ class Attempts(Base):
     failures: Mapped[int]
     last_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class OrganizationRole(StrEnum):
+    """What a member may do in an organization; an application may store names of its own beside these."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
 
 
 class Organization(HasId, HasTimestamps, Base):

@@ -5,6 +5,7 @@ from svc_infra.security.access.http import (
     RequireABAC,
     RequireAnyPermission,
     RequireAnyScope,
+    RequireFreshAuth,
     RequirePermission,
     RequireRoles,
     RequireScopes,
@@ -17,6 +18,6 @@ from svc_infra.security.http import Identity, OptionalIdentity
 
 __all__ = [
     "PERMISSION_REGISTRY", "Identity", "OptionalIdentity", "RequireABAC", "RequireAnyPermission", "RequireAnyScope",
-    "RequirePermission", "RequireRoles", "RequireScopes", "RequireService", "RequireUser", "owns_resource", "public",
-    "register_role",
+    "RequireFreshAuth", "RequirePermission", "RequireRoles", "RequireScopes", "RequireService", "RequireUser",
+    "owns_resource", "public", "register_role",
 ]  # fmt: skip

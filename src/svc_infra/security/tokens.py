@@ -7,7 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from svc_infra.errors import ConfigurationError, InvalidTokenError, TokenExpiredError
 from svc_infra.security.keyring import KeyRing
+from svc_infra.security.methods import level
 from svc_infra.types import Clock, SystemClock, new_id
 
 MAX_TOKEN_BYTES = 8 * 1024
@@ -39,10 +40,15 @@ SigningKey = ECKey | OKPKey
 
 @dataclass(frozen=True, slots=True)
 class AccessClaims:
-    """What a verified access token says."""
+    """What a verified access token says.
+
+    Attributes:
+        authenticated_at: When the user last proved who it is (`auth_time`), to the second.
+    """
 
     user_id: UUID
     session_id: UUID
+    authenticated_at: datetime
 
 
 def signing_keys(pem: SecretStr | None) -> list[SigningKey]:
@@ -117,11 +123,27 @@ class AccessTokens:
             iat={"essential": True},
             jti={"essential": True},
             sid={"essential": True},
+            auth_time={"essential": True},
             typ={"essential": True, "value": "access"},
         )
 
-    def issue(self, *, user_id: UUID, session_id: UUID, session_ends_at: datetime) -> tuple[str, int]:
-        """A new token, and the seconds that it is good for: never longer than its login."""
+    def issue(
+        self,
+        *,
+        user_id: UUID,
+        session_id: UUID,
+        session_ends_at: datetime,
+        authenticated_at: datetime,
+        methods: Sequence[str] = (),
+    ) -> tuple[str, int]:
+        """A new token, and the seconds that it is good for: never longer than its login.
+
+        Args:
+            user_id, session_id: The user and the login.
+            session_ends_at: When the login ends.
+            authenticated_at: When the user last proved who it is: `auth_time` (RFC 9068, 2.2.1).
+            methods: How: `amr` (RFC 8176) and, from it, `acr`.
+        """
         now = self._now()
         expires = min(now + self._ttl_seconds, int(session_ends_at.timestamp()))
         claims = {
@@ -133,6 +155,9 @@ class AccessTokens:
             "iat": now,
             "jti": new_id().hex,
             "sid": str(session_id),
+            "auth_time": int(authenticated_at.timestamp()),
+            "amr": list(methods),
+            "acr": level(methods),
             "typ": "access",
         }
         return self._encoded(claims, self._header, self._key), expires - now
@@ -156,10 +181,12 @@ class AccessTokens:
         try:
             claims = jwt.decode(token, key, registry=self._registry, decoder_cls=StrictDecoder).claims
             self._claims.validate(claims)
-            verified = AccessClaims(user_id=UUID(claims["sub"]), session_id=UUID(claims["sid"]))
+            verified = AccessClaims(
+                user_id=UUID(claims["sub"]), session_id=UUID(claims["sid"]), authenticated_at=_time(claims["auth_time"])
+            )
         except ExpiredTokenError:
             raise TokenExpiredError from None
-        except (JoseError, ValueError, TypeError, AttributeError, RecursionError):
+        except (JoseError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, OSError):
             raise InvalidTokenError from None
         self._remembered[digest] = verified, claims["nbf"], claims["exp"]
         if len(self._remembered) > MAX_REMEMBERED:
@@ -193,6 +220,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(names) != len(pairs):
         raise ValueError("a claim appears twice")
     return names
+
+
+def _time(value: Any) -> datetime:
+    if type(value) is not int:
+        raise ValueError("no whole number of seconds")
+    return datetime.fromtimestamp(value, UTC)
 
 
 def _no_constant(name: str) -> Any:

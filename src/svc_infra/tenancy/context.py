@@ -101,7 +101,7 @@ class Tenancy:
         if organization_id is None:
             return None
         async with self._db.session(read_only=True) as session:
-            return await Organizations(session).role(organization_id, principal.id)
+            return await _role(Organizations(session), organization_id, principal)
 
     @property
     def _db(self) -> AsyncDatabase:
@@ -116,7 +116,7 @@ class Tenancy:
             return principal.tenant_id
         async with self._db.session(read_only=True) as session:
             organizations = Organizations(session)
-            welcome = await organizations.role(organization_id, principal.id) is not None or (
+            welcome = await _role(organizations, organization_id, principal) is not None or (
                 principal.may("tenant.any") and await organizations.exists(organization_id)
             )
         if not welcome:
@@ -124,6 +124,8 @@ class Tenancy:
         return str(organization_id)
 
     async def _only(self, principal: Principal) -> str | None:
+        if not isinstance(principal.id, UUID):
+            return None
         async with self._db.session(read_only=True) as session:
             belongings = await Organizations(session).of_user(principal.id, limit=2)
         return str(belongings[0].organization.id) if len(belongings) == 1 else None
@@ -138,6 +140,11 @@ def set_tenant_resolver(app: Any, resolver: TenantResolver | None) -> None:
     """
     wiring = wiring_of(app)
     wiring.provide(Tenancy, Tenancy(wiring, resolver))
+
+
+async def _role(organizations: Organizations, organization_id: UUID, principal: Principal) -> str | None:
+    """The role of a member; a user without an account of ours (`Principal.id`) is none."""
+    return await organizations.role(organization_id, principal.id) if isinstance(principal.id, UUID) else None
 
 
 def _organization_id(tenant_id: str) -> UUID | None:

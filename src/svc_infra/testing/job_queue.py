@@ -62,7 +62,7 @@ class TestJobQueue(InMemoryJobQueue):
 
     def next_due(self) -> datetime | None:
         """When the next job of those that are put off is due."""
-        return self._delayed[0][0] if self._delayed else None
+        return self._waiting.next_due
 
     async def wait(self, timeout_seconds: float) -> None:
         """See `JobQueue.wait`. A worker that comes here has been given everything that is due."""

@@ -10,14 +10,15 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from svc_infra.db.http import DbSession, ReadSession
-from svc_infra.tenancy.http import RequireTenantRole, TenantId
+from svc_infra.tenancy.http import RequireTenantPermission, TenantId
 from svc_infra.webhooks.deliver import WebhookDelivery
 from svc_infra.webhooks.models import DeliveryState
 from svc_infra.webhooks.publish import Webhooks
 from svc_infra.webhooks.subscribe import MAX_TOPICS, TOPIC_PATTERN, Endpoints
 from svc_infra.wiring import wiring_of
 
-_MANAGE = [RequireTenantRole("owner", "admin")]
+_READ = [RequireTenantPermission("webhook.read")]
+_WRITE = [RequireTenantPermission("webhook.write")]
 
 
 def _webhooks(request: Request) -> Webhooks:
@@ -105,7 +106,7 @@ def webhooks_router(prefix: str) -> APIRouter:
     """The routes of the room."""
     router = APIRouter(prefix=prefix, tags=["webhooks"])
 
-    @router.post("/endpoints", status_code=201, dependencies=_MANAGE)
+    @router.post("/endpoints", status_code=201, dependencies=_WRITE)
     async def add_endpoint(
         body: EndpointIn, tenant: TenantId, session: DbSession, endpoints: EndpointsDep
     ) -> NewEndpointOut:
@@ -115,17 +116,17 @@ def webhooks_router(prefix: str) -> APIRouter:
         )
         return NewEndpointOut(**EndpointOut.model_validate(endpoint).model_dump(), secret=secret)
 
-    @router.get("/endpoints", dependencies=_MANAGE)
+    @router.get("/endpoints", dependencies=_READ)
     async def list_endpoints(tenant: TenantId, session: ReadSession, endpoints: EndpointsDep) -> list[EndpointOut]:
         """The tenant's endpoints."""
         return [EndpointOut.model_validate(one) for one in await endpoints.list(session, tenant)]
 
-    @router.delete("/endpoints/{endpoint_id}", status_code=204, dependencies=_MANAGE)
+    @router.delete("/endpoints/{endpoint_id}", status_code=204, dependencies=_WRITE)
     async def remove_endpoint(endpoint_id: UUID, tenant: TenantId, session: DbSession, endpoints: EndpointsDep) -> None:
         """Unsubscribe an address and forget its deliveries."""
         await endpoints.remove(session, tenant_id=tenant, endpoint_id=endpoint_id)
 
-    @router.get("/deliveries", dependencies=_MANAGE)
+    @router.get("/deliveries", dependencies=_READ)
     async def list_deliveries(
         tenant: TenantId,
         session: ReadSession,
@@ -137,7 +138,7 @@ def webhooks_router(prefix: str) -> APIRouter:
         found = await deliveries.list(session, tenant_id=tenant, state=state, limit=limit)
         return [DeliveryOut.model_validate(one) for one in found]
 
-    @router.get("/deliveries/{delivery_id}", dependencies=_MANAGE)
+    @router.get("/deliveries/{delivery_id}", dependencies=_READ)
     async def get_delivery(
         delivery_id: UUID, tenant: TenantId, session: ReadSession, deliveries: DeliveriesDep
     ) -> DeliveryDetails:
@@ -146,7 +147,7 @@ def webhooks_router(prefix: str) -> APIRouter:
         attempts = [AttemptOut.model_validate(one) for one in await deliveries.attempts(session, delivery)]
         return DeliveryDetails(**DeliveryOut.model_validate(delivery).model_dump(), attempts=attempts)
 
-    @router.post("/deliveries/{delivery_id}/redeliver", status_code=202, dependencies=_MANAGE)
+    @router.post("/deliveries/{delivery_id}/redeliver", status_code=202, dependencies=_WRITE)
     async def redeliver(
         delivery_id: UUID, tenant: TenantId, session: DbSession, deliveries: DeliveriesDep
     ) -> DeliveryOut:

@@ -112,8 +112,7 @@ class Storm:
     async def process(self) -> None:
         """One worker process: it runs some jobs, or dies of it."""
         self.fate.dead.clear()
-        # SQLite has one writer, and a task that is cancelled while it waits for that is not what dies here.
-        limit = self.chance.randint(1, 4) if self.made.db.dialect == "postgresql" else 1
+        limit = self.chance.randint(1, 4)
         jobs = await self.made.queue.reserve(worker_id="w", limit=limit, lease_seconds=LEASE_SECONDS)
         queue: Any = MortalQueue(self.made.queue, self.fate)
         wiring = self.made.wiring

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from svc_infra.errors import ConflictError, InvalidCredentialsError, RateLimitedError, ValidationError
-from svc_infra.security import Device
+from svc_infra.security import Device, TokenPair
 from svc_infra.security.accounts import normalized_email
 from svc_infra.security.models import RefreshToken, Session, User
 from svc_infra.security.passwords import PasswordHasher
@@ -35,6 +35,7 @@ async def stored(world: World, user_id: UUID) -> User:
 async def test_who_registers_can_log_in(world: World) -> None:
     user_id = await world.register()
     pair = await world.accounts.login(email=" ANA@example.com", password=PASSWORD, device=Device("curl", "192.0.2.1"))
+    assert isinstance(pair, TokenPair)
     principal = await world.sessions.principal(pair.access_token)
     assert (principal.id, principal.email, principal.roles) == (user_id, "ana@example.com", frozenset())
     assert (await stored(world, user_id)).last_login_at == world.clock.now()

@@ -15,7 +15,7 @@ from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.add import add_db
 from svc_infra.db.columns import NAMING
-from svc_infra.errors import ConfigurationError
+from svc_infra.errors import ConfigurationError, ConflictError
 from svc_infra.security import Accounts, HasAccount, MailQueue, Organizations
 from svc_infra.security.add import add_auth_users
 from svc_infra.testing import FakeClock
@@ -100,11 +100,16 @@ async def test_everything_works_on_the_apps_own_table(
         async with db.session() as session:
             person = await session.get_one(Person, person_id)
             person.roles.append("admin")
-            await Organizations(session).create(name="Acme", owner_id=person_id)
+            acme = await Organizations(session).create(name="Acme", owner_id=person_id)
         assert (await ana.get("/auth/me")).json()["roles"] == ["admin"]
         assert (await ana.refresh()).status_code == 200
+        accounts = wiring_of(app).get(Accounts)
+        with pytest.raises(ConflictError, match="only owner"):
+            async with db.session() as session:
+                await accounts.delete(session, person_id)
         async with db.session() as session:
-            await wiring_of(app).get(Accounts).delete(session, person_id)
+            await Organizations(session).delete(acme.id)
+            await accounts.delete(session, person_id)
         async with db.session(read_only=True) as session:
             for table in ("people", "svc_users", "svc_sessions", "svc_memberships", "svc_account_links"):
                 assert await session.scalar(select(func.count()).select_from(text(table))) == 0, table

@@ -20,8 +20,8 @@ from tests.security.audit.conftest import Trail
 from tests.security.conftest import SECRET
 
 COLUMNS = (
-    "tenant_id, sequence, id, at, action, outcome, actor_id, acting_as, target, client_ip, request_id, trace_id, "
-    "before, after, key_id, mac"
+    "tenant_id, sequence, id, at, action, outcome, actor_id, acting_as, api_key_id, target, client_ip, request_id, "
+    "trace_id, before, after, key_id, mac"
 )
 THIRD = "tenant_id = 'acme' AND sequence = 3"
 
@@ -40,6 +40,7 @@ async def written(trail: Trail) -> None:
         ("outcome", "'failure'"),
         ("actor_id", "'mallory'"),
         ("acting_as", "'mallory'"),
+        ("api_key_id", "'0'"),
         ("target", "'thing:2'"),
         ("client_ip", "'203.0.113.1'"),
         ("request_id", "'r-2'"),

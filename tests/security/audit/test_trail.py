@@ -39,6 +39,7 @@ async def test_an_entry_says_who_did_what_from_where_in_which_request(trail: Tra
         "outcome": "success",
         "actor_id": "ana",
         "acting_as": "",
+        "api_key_id": "",
         "target": "invoice:42",
         "client_ip": "192.0.2.7",
         "request_id": "r-1",
@@ -54,6 +55,15 @@ async def test_who_acts_as_somebody_else_is_the_one_who_did_it(trail: Trail) -> 
     leave(token)
     [entry] = await trail.entries()
     assert (entry["actor_id"], entry["acting_as"]) == ("admin", "ana")
+
+
+async def test_what_is_done_with_a_key_names_the_key(trail: Trail) -> None:
+    token = enter(Context(principal_id="ana", api_key_id="key-1"))
+    await trail.write("profile.changed")
+    leave(token)
+    await trail.write("profile.changed")
+    assert [entry["api_key_id"] for entry in await trail.entries()] == ["key-1", ""]
+    assert await trail.broken() == []
 
 
 async def test_an_entry_belongs_to_the_tenant_in_context_unless_another_one_is_named(trail: Trail) -> None:

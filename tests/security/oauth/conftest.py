@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from svc_infra.config.serving import HeadersSettings
 from svc_infra.db import AsyncDatabase
 from svc_infra.security.oauth import OAuthProvider, oidc
 from svc_infra.security.oauth.add import add_oauth
@@ -124,6 +125,16 @@ async def browser_of(app: FastAPI) -> AsyncIterator[Browser]:
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="https://test") as http:
         yield Browser(http)
+
+
+def assert_page(response: httpx2.Response, status: int, code: str) -> None:
+    """Insist on a refusal of this kind, as a person's browser shows it under the policy of every page."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["content-security-policy"] == HeadersSettings().html_content_security_policy
+    assert f"<small>{code} " in response.text
+    assert not re.search(r"<(script|style|link|img)| (style|on[a-z]+)=", response.text)
 
 
 async def agree(url: str, who: str = "ana") -> str:

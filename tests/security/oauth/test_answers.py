@@ -19,8 +19,8 @@ from svc_infra.security.audit import AuditEntry
 from svc_infra.security.models import Session, User
 from svc_infra.security.oauth import OAuthProvider
 from svc_infra.testing import FakeClock
-from tests.security.conftest import running
-from tests.security.oauth.conftest import Browser, agree, app_with, browser_of
+from tests.security.conftest import assert_problem, running
+from tests.security.oauth.conftest import Browser, agree, app_with, assert_page, browser_of
 from tests.security.oauth.impostor import CLIENT_ID, EC, RSA, Impostor, signed
 
 
@@ -114,7 +114,7 @@ async def test_an_id_token_that_lies_lets_nobody_in(
     for name, value in lie.items():
         setattr(impostor, name, value)
     answer = await browser.log_in()
-    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token"), answer.text
+    assert_page(answer, 401, "invalid_token")
     await assert_nobody_came_in(sqlite_db, browser)
     async with sqlite_db.session(read_only=True) as session:
         entries = (await session.execute(select(AuditEntry.action, AuditEntry.outcome))).all()
@@ -122,14 +122,21 @@ async def test_an_id_token_that_lies_lets_nobody_in(
 
 
 ANSWERS: dict[str, tuple[dict[str, str | None], int]] = {
-    "cancelled": ({"code": None, "error": "access_denied"}, 403),
     **{
+        error: ({"code": None, "error": error}, 403)
+        for error in ("access_denied", "user_cancelled_login", "user_cancelled_authorize")
+    },
+    **{  # RFC 6749, 4.1.2.1; OpenID Connect Core, 3.1.2.6; what GitHub and LinkedIn add to it; and nonsense
         error: ({"code": None, "error": error}, 400)
         for error in (
             "invalid_request", "unauthorized_client", "unsupported_response_type", "invalid_scope", "server_error",
-            "temporarily_unavailable", "interaction_required", "login_required", "<script>", "",
+            "temporarily_unavailable", "interaction_required", "login_required", "account_selection_required",
+            "consent_required", "invalid_request_uri", "invalid_request_object", "request_not_supported",
+            "request_uri_not_supported", "registration_not_supported", "unmet_authentication_requirements",
+            "redirect_uri_mismatch", "application_suspended", "unauthorized_scope_error", "<script>", "", "x\ny",
         )
     },
+    "an error without end": ({"code": None, "error": "x" * 200}, 422),
     "an error beside a code": ({"error": "server_error"}, 400),
     "neither code nor error": ({"code": None}, 400),
     "an empty code": ({"code": ""}, 400),
@@ -148,10 +155,41 @@ async def test_an_answer_that_is_no_good_code_lets_nobody_in(
     said: dict[str, str | None], status: int, browser: Browser, impostor: Impostor, sqlite_db: AsyncDatabase
 ) -> None:
     impostor.answer = said
-    answer = await browser.log_in()
-    assert answer.status_code == status, answer.text
-    assert "<script>" not in answer.text
+    url = await agree(await browser.begin())
+    names = {400: "bad_request", 403: "forbidden", 422: "validation_error"}
+    assert_page(await browser.come_back(url), status, names[status])
     await assert_nobody_came_in(sqlite_db, browser)
+    impostor.answer = {}
+    if "error" in said:  # it was an answer, and used the login up
+        assert (await browser.come_back(url)).status_code == (422 if status == 422 else 400)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "*/*", ""])
+async def test_who_is_no_browser_is_answered_with_a_problem(accept: str, browser: Browser, impostor: Impostor) -> None:
+    impostor.answer = {"code": None, "error": "access_denied"}
+    url = await agree(await browser.begin())
+    assert_problem(await browser.http.get(url, headers={"Accept": accept}), 403, "forbidden")
+    bare = await browser.http.get("/oauth/callback", headers={"Accept": accept})
+    assert assert_problem(bare, 422, "validation_error")["errors"]
+
+
+async def test_a_browser_is_shown_a_page_wherever_it_goes(browser: Browser, impostor: Impostor) -> None:
+    go = browser.come_back
+    assert_page(await go("/oauth/callback"), 422, "validation_error")
+    unknown = await go("/oauth/authorize?provider=%3Cscript%3Ex%3C/script%3E")
+    assert_page(unknown, 404, "not_found")
+    assert "&lt;script&gt;x" in unknown.text
+    assert_page(await go("/oauth/authorize?provider=acme&next=//evil.example"), 422, "validation_error")
+    impostor.token_answer = (500, b"the provider's secret")
+    broken = await go(await agree(await browser.begin()))
+    assert_page(broken, 502, "upstream_error")
+    assert "acme" not in broken.text, "details of failures are kept back"
+
+
+async def test_what_a_provider_says_is_shown_as_text(browser: Browser, impostor: Impostor) -> None:
+    impostor.claims = {"email": "<img src=x>@example.com"}
+    answer = await browser.log_in()
+    assert_page(answer, 422, "validation_error")
 
 
 async def test_a_parameter_that_is_sent_twice_is_refused(browser: Browser) -> None:

@@ -24,7 +24,7 @@ from svc_infra.security.oauth.flow import MAX_FLOWS, Flow, Flows, checked_next
 from svc_infra.security.oauth.models import SpentState
 from svc_infra.testing import FakeClock
 from tests.security.conftest import assert_problem, running
-from tests.security.oauth.conftest import CALLBACK, HTML, agree, app_with, browser_of
+from tests.security.oauth.conftest import CALLBACK, HTML, agree, app_with, assert_page, browser_of
 from tests.security.oauth.impostor import Impostor
 
 ORIGINS = ("https://app.example.com", "http://localhost:3000")
@@ -107,7 +107,7 @@ async def test_an_answer_that_was_stolen_is_of_no_use_in_any_other_browser(app: 
             async with browser_of(app) as thief:
                 for _ in range(number % (MAX_FLOWS + 1)):
                     await thief.begin()
-                assert_problem(await thief.come_back(url), 400, "bad_request")
+                assert_page(await thief.come_back(url), 400, "bad_request")
                 assert not {name for name in thief.http.cookies if "oauth" not in name}
         assert (await victim.come_back(url)).status_code == 303
 

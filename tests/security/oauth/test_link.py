@@ -18,7 +18,7 @@ from svc_infra.security.oauth import OAuthIdentities, OAuthProvider, oidc
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
 from tests.security.conftest import PASSWORD, Client, assert_problem, running
-from tests.security.oauth.conftest import Browser, agree, app_with, browser_of
+from tests.security.oauth.conftest import Browser, agree, app_with, assert_page, browser_of
 from tests.security.oauth.impostor import Impostor
 
 
@@ -62,10 +62,10 @@ async def actions(db: AsyncDatabase) -> list[str]:
 
 async def test_an_address_that_has_an_account_is_never_taken_over(ana: Client, sqlite_db: AsyncDatabase) -> None:
     async with browser_of(ana.app) as stranger:
-        assert_problem(await stranger.log_in("ana"), 409, "conflict")
+        assert_page(await stranger.log_in("ana"), 409, "conflict")
         assert (await stranger.http.get("/auth/me")).status_code == 401
     assert await listed(ana) == []
-    assert await actions(sqlite_db) == ["oauth.refused"]
+    assert await actions(sqlite_db) == ["oauth.link_offered", "oauth.refused"]
 
 
 async def test_an_account_that_was_made_for_somebody_elses_address_gets_no_identity_and_keeps_nobody_out(
@@ -99,8 +99,19 @@ async def test_linking_again_changes_nothing(ana: Client) -> None:
 async def test_an_identity_belongs_to_one_account(ana: Client, client: Client) -> None:
     async with browser_of(ana.app) as browser:
         assert (await browser.log_in("bo")).status_code == 303
-    assert_problem(await link(ana, "bo"), 409, "conflict")
+    assert_page(await link(ana, "bo"), 409, "conflict")
     assert await listed(ana) == []
+
+
+async def test_one_provider_is_not_taken_for_another_that_names_the_same_user(
+    ana: Client, sqlite_db: AsyncDatabase
+) -> None:
+    """Issuer and subject are the same at both."""
+    assert (await link(ana, provider="acme")).status_code == 303
+    async with browser_of(ana.app) as browser:
+        assert_page(await browser.log_in("ana", provider="other"), 409, "conflict")
+        assert (await browser.log_in("ana", provider="acme")).status_code == 303
+    assert [one["provider"] for one in await listed(ana)] == ["acme"]
 
 
 async def test_linking_needs_an_address_that_the_provider_has_verified(ana: Client, impostor: Impostor) -> None:
@@ -171,7 +182,7 @@ async def test_a_disabled_account_is_not_logged_in_to(client: Client) -> None:
         await accounts.disable(session, user.id, reason="test")
     assert str(user.id) == user_id
     async with browser_of(client.app) as browser:
-        assert_problem(await browser.log_in("bo"), 403, "forbidden")
+        assert_page(await browser.log_in("bo"), 403, "forbidden")
 
 
 async def test_a_newcomer_in_many_tabs_at_once_is_one_account(

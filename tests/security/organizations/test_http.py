@@ -109,6 +109,19 @@ async def test_who_is_invited_becomes_a_member_with_the_role_of_the_invitation(
     assert (await ask(ana, "GET", f"{org}/invitations")).json() == []
 
 
+async def test_what_a_key_does_is_on_record_under_the_key(here: Client, sqlite_db: AsyncDatabase) -> None:
+    ana, ana_id = await person(here, sqlite_db, "ana")
+    org = await founded(ana)
+    _, bob_id = await joined(ana, org, sqlite_db, "bob")
+    key = await made(ana, scopes=["organization.member.write"], organization_id=org.removeprefix("/orgs/"))
+    answer = await here.http.delete(f"{org}/members/{bob_id}", headers={"X-API-Key": key["key"]})
+    assert answer.status_code == 204, answer.text
+    async with sqlite_db.session(read_only=True) as session:
+        entries = list(await session.scalars(select(AuditEntry).where(AuditEntry.actor_id == ana_id)))
+    named = {entry.action: entry.api_key_id for entry in entries}
+    assert (named["membership.removed"], named["api_key.created"]) == (key["id"], "")
+
+
 async def test_of_many_acceptances_at_once_one_makes_a_member(client: Client, db: AsyncDatabase) -> None:
     ana, _ = await person(client, db, "ana")
     bob, _ = await person(client, db, "bob")

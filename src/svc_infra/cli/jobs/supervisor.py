@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from svc_infra.cli.app import REFUSED
+
 BACKOFF_SECONDS = 0.5  # before the first restart of a process that died; doubles with each
 BACKOFF_CAP_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a process that lived so long begins with the first backoff again
-REFUSED_STATUS = 2  # the command line's own errors: the next try would end the same way
 WATCH_SECONDS = 0.5
 WATCHED_LIMIT_FILES = 10_000
 SKIPPED_FOLDERS = frozenset(["__pycache__", "node_modules", "site-packages"])
@@ -77,7 +78,8 @@ class Supervisor:
             if process in self._restarting:
                 self._restarting.discard(process)
                 continue
-            if self._stopping.is_set() or (status == REFUSED_STATUS and self._watch is None):
+            refused = status == REFUSED and self._watch is None  # the next try would end the same way
+            if self._stopping.is_set() or refused:
                 if -status not in (signal.SIGINT, signal.SIGTERM):  # those came before it could take them
                     self._status = self._status or abs(status)
                 self._pass_on(signal.SIGTERM)

@@ -190,16 +190,17 @@ class CheckedQueue(ABC):
         delay_seconds: float | None = None,
         dead: bool = False,
         cancelled: bool = False,
+        crashed: bool = False,
         fingerprint: str = "",
     ) -> JobState:
         """See `JobQueue.fail`."""
         if delay_seconds is None:
             delay_seconds = backoff_delay(job.attempts - job.crashes, job.backoff_seconds)
         _check_delay(delay_seconds)
+        dead = dead or (crashed and job.crashes + 1 >= self._max_crashes)
         end = JobState.CANCELLED if cancelled else JobState.DEAD if dead else None
-        state = await self._fail(
-            job, error_text(error), error_text(fingerprint)[:FINGERPRINT_LIMIT_CHARS], delay_seconds, end
-        )
+        mark = error_text(fingerprint)[:FINGERPRINT_LIMIT_CHARS]
+        state = await self._fail(job, error_text(error), mark, delay_seconds, end, crashed)
         _check_held("fail", state is not None)
         return state or JobState.READY
 
@@ -337,9 +338,9 @@ class CheckedQueue(ABC):
 
     @abstractmethod
     async def _fail(
-        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None, crashed: bool
     ) -> JobState | None:
-        """Failed, and ended where `end` says so; the new state, None when the token is not the job's."""
+        """Failed or crashed, and ended where `end` says so; the new state, None when the token is not the job's."""
 
     @abstractmethod
     async def _release(self, job: Job, delay_seconds: float) -> bool:

@@ -15,7 +15,8 @@ from svc_infra.db import after_commit
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS, CheckedQueue, lease_ended
 from svc_infra.jobs.backends.entry import Entry
-from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, micros, queue_key, weights_of
+from svc_infra.jobs.backends.turns import Gate, Turns, micros, queue_key, weights_of
+from svc_infra.jobs.backends.waiting import Waiting
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
@@ -58,8 +59,7 @@ class InMemoryJobQueue(CheckedQueue):
         self._max_jobs = max_jobs
         self._entries: dict[str, Entry] = {}
         self._unique: dict[str, str] = {}
-        self._ready: dict[Lane, list[tuple[int, str]]] = {}  # per lane a heap: rank, id
-        self._delayed: list[tuple[datetime, str]] = []  # a heap
+        self._waiting = Waiting()
         self._running: set[str] = set()
         self._finished: dict[str, None] = {}  # succeeded or cancelled, in the order in which they finished
         self._configured: dict[str, QueueInfo] = {}
@@ -68,7 +68,9 @@ class InMemoryJobQueue(CheckedQueue):
         self._wakeup = Wakeup()
 
     async def wait(self, timeout_seconds: float) -> None:
-        """See `JobQueue.wait`."""
+        """See `JobQueue.wait`. It ends when the next job is due, whoever else takes that."""
+        if (due := self._waiting.next_due) is not None:
+            timeout_seconds = min(timeout_seconds, (due - self._clock.now()).total_seconds())
         await self._wakeup.wait(timeout_seconds)
 
     async def get(self, job_id: str) -> Job | None:
@@ -86,7 +88,7 @@ class InMemoryJobQueue(CheckedQueue):
         if entry.job.state is JobState.RUNNING:
             entry.job = replace(entry.job, cancel_requested=True)
         else:
-            self._withdraw(entry)
+            self._waiting.remove(entry)
             self._finish(entry, JobState.CANCELLED)
 
     async def stats(self) -> QueueStats:
@@ -188,21 +190,14 @@ class InMemoryJobQueue(CheckedQueue):
         return [entry.seen() for entry in chosen]
 
     def _chosen(self, queues: Sequence[str], limit: int, now: datetime) -> builtins.list[Entry]:
-        heads = []
-        for lane in [lane for lane in self._ready if lane.queue in queues]:
-            heap = self._ready[lane]
-            for rank, job_id in [heapq.heappop(heap) for _ in range(min(limit, len(heap)))]:
-                heads.append(Head(rank, job_id, lane, *self._entries[job_id].limits()))
+        heads = self._waiting.take_heads(queues, limit, self._entries)
         running: Counter[str] = Counter()
         for job in (self._entries[job_id].job for job_id in self._running):
             running.update((queue_key(job.queue), job.limit_key or ""))
         gate = Gate(micros(now), self._configured, running, self._due)
         chosen = self._turns.choose(heads, limit, gate, weights_of(queues, self._configured))
         self._due = {key: due for key, due in self._due.items() if due > gate.now}
-        for head in set(heads).difference(chosen):
-            heapq.heappush(self._ready[head.lane], (head.rank, head.id))
-        for lane in {head.lane for head in chosen if not self._ready[head.lane]}:
-            del self._ready[lane]
+        self._waiting.give_back(heads, chosen)
         return [self._entries[head.id] for head in chosen]
 
     async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
@@ -229,11 +224,12 @@ class InMemoryJobQueue(CheckedQueue):
         return done
 
     async def _fail(
-        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None, crashed: bool
     ) -> JobState | None:
         if (entry := self._held(job)) is None:
             return None
-        kept = entry.job = replace(entry.job, last_error=error, fingerprint=fingerprint)
+        crashes = entry.job.crashes + crashed
+        kept = entry.job = replace(entry.job, last_error=error, fingerprint=fingerprint, crashes=crashes)
         if kept.attempts - kept.crashes >= kept.max_attempts:
             end = end or JobState.DEAD
         self._give_back(entry, self._after(delay_seconds), end)
@@ -267,7 +263,7 @@ class InMemoryJobQueue(CheckedQueue):
             if holder == new.id or entry.job.state is not JobState.READY or new.unique is None:
                 return holder
             if new.unique.on_conflict != "skip":
-                self._withdraw(entry)
+                self._waiting.remove(entry)
                 waits_until = self._due_at(new) if new.unique.on_conflict == "debounce" else entry.job.available_at
                 self._put(new, holder, created_at=entry.job.created_at, available_at=waits_until)
             return holder
@@ -322,9 +318,9 @@ class InMemoryJobQueue(CheckedQueue):
             self._give_back(
                 entry, min(now, job.available_at), JobState.DEAD if job.crashes + 1 >= self._max_crashes else None
             )
-        while self._delayed and self._delayed[0][0] <= now:
-            available_at, job_id = heapq.heappop(self._delayed)
-            self._offer(self._entries[job_id], available_at=available_at)
+        for job_id in self._waiting.take_due(now):
+            self._waiting.add(self._entries[job_id], now)
+            self._wakeup.notify()
 
     def _held(self, job: Job) -> Entry | None:
         entry = self._entries.get(job.id)
@@ -354,24 +350,9 @@ class InMemoryJobQueue(CheckedQueue):
         self._offer(entry, available_at=available_at, finished_at=None, cancel_requested=False, **zeros)
 
     def _offer(self, entry: Entry, *, available_at: datetime, **changes: Any) -> None:
-        job = self._let_go(entry, state=JobState.READY, available_at=available_at, **changes)
-        if available_at > self._clock.now():
-            heapq.heappush(self._delayed, (available_at, job.id))
-        else:
-            heapq.heappush(self._ready.setdefault(entry.lane(), []), (entry.rank(), job.id))
+        self._let_go(entry, state=JobState.READY, available_at=available_at, **changes)
+        if self._waiting.add(entry, self._clock.now()):
             self._wakeup.notify()
-
-    def _withdraw(self, entry: Entry) -> None:
-        """Take a job out of those that wait."""
-        lane, place = entry.lane(), (entry.rank(), entry.job.id)
-        if place in (heap := self._ready.get(lane, [])):
-            heap.remove(place)
-            heapq.heapify(heap)
-            if not heap:
-                del self._ready[lane]
-        else:
-            self._delayed.remove((entry.job.available_at, entry.job.id))
-            heapq.heapify(self._delayed)
 
     def _finish(self, entry: Entry, state: JobState) -> None:
         job = self._let_go(entry, state=state, finished_at=self._clock.now())

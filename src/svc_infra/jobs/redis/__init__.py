@@ -1,6 +1,7 @@
 """Jobs in Redis or Valkey.
 
-- `queue`: `RedisJobQueue` · `scripts`: its steps, in `lua` · `hashes`: how a job is kept
+- `queue`: `RedisJobQueue` · `claims`: how workers get jobs
+- `scripts`: the steps, in `lua` · `hashes`: how a job is kept
 - `gather`: the calls of one moment as one command
 """
 

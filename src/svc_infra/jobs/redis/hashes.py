@@ -77,7 +77,7 @@ def read_job(job_id: str, flat: Sequence[bytes], claim: dict[str, Any] | None = 
 
 def moment_of(value: bytes | int) -> datetime:
     """The time of so many microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=int(value))
+    return _EPOCH + timedelta(0, 0, int(value))  # by place: half the cost
 
 
 def _text(value: bytes) -> str:

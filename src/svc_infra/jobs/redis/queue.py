@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import logging
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from svc_infra._optional import need
 from svc_infra.db import Outbox, OutboxMessage
-from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, SvcInfraError, UnavailableError
-from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS, CheckedQueue
+from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError
+from svc_infra.jobs.backends.checked import CheckedQueue
 from svc_infra.jobs.job import (
     DEFAULT_BACKOFF_SECONDS,
     DEFAULT_MAX_ATTEMPTS,
@@ -27,9 +23,10 @@ from svc_infra.jobs.job import (
     check_name,
 )
 from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
+from svc_infra.jobs.redis.claims import Claims
 from svc_infra.jobs.redis.gather import Gatherer
-from svc_infra.jobs.redis.hashes import duration, micros, moment_of, read_job, to_store
-from svc_infra.jobs.redis.scripts import script
+from svc_infra.jobs.redis.hashes import duration, read_job, to_store
+from svc_infra.jobs.redis.scripts import Scripts
 from svc_infra.redis import connect, translating
 from svc_infra.types import Clock, SystemClock
 
@@ -42,27 +39,8 @@ LIST_LIMIT_LOOKED = 10_000
 """How many jobs of each state `list` looks through for those that are asked for."""
 RETRY_LIMIT_LOOKED = 100_000
 """How many dead jobs `retry_many` looks through."""
-BLOCK_SECONDS = 2.0
-"""The longest that one blocking command of `wait` lasts; less than any sensible socket timeout."""
 
-VOID_SECONDS = 60
-"""How long a claim that was given up is forbidden to be made."""
-
-_log = logging.getLogger(__name__)
 _pack = msgspec.msgpack.Encoder().encode
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """On what terms a worker claims; `room` is how many more jobs it would have taken."""
-
-    worker_id: str
-    queues: tuple[str, ...]
-    lease_seconds: float
-    room: int
-
-    def serve_like(self, other: _Terms) -> bool:
-        return (self.worker_id, self.queues) == (other.worker_id, other.queues)
 
 
 class RedisJobQueue(CheckedQueue):
@@ -108,7 +86,7 @@ class RedisJobQueue(CheckedQueue):
         super().__init__(max_attempts=max_attempts, backoff_seconds=backoff_seconds, max_crashes=max_crashes)
         self._url = client if isinstance(client, str) else None
         self._client: Any = connect(client) if isinstance(client, str) else client
-        if _answers_in_text(self._client):
+        if self._client.get_encoder().decode_responses:
             raise ConfigurationError("RedisJobQueue needs a client that answers in bytes: leave decode_responses off.")
         self._name = check_name("prefix", prefix)
         self._prefix = "{" + prefix + "}"
@@ -117,16 +95,14 @@ class RedisJobQueue(CheckedQueue):
         self._max_finished = max_finished
         self._inserts = Gatherer(self._insert)
         self._acks = Gatherer(self._acknowledge)
-        self._terms = _Terms("", ("default",), 0.0, 0)  # of the last claim
-        self._ahead: builtins.list[Job] = []  # what `wait` has claimed for the next `reserve`
-        self._tidying: set[asyncio.Task[None]] = set()
+        self._scripts = Scripts(self._client, self._prefix, clock)
+        self._run = self._scripts.run
+        self._claims = Claims(self._scripts, self._max_crashes, max_finished)
 
     async def close(self) -> None:
         """Hand back what nobody took, and close the connections, unless they are the caller's."""
-        ahead, self._ahead = self._ahead, []
-        for job in ahead:
+        for job in await self._claims.close():
             await self._release(job, 0.0)
-        await asyncio.gather(*self._tidying)
         if self._url is not None:
             await self._client.aclose()
 
@@ -155,53 +131,8 @@ class RedisJobQueue(CheckedQueue):
             await apart.close()
 
     async def wait(self, timeout_seconds: float) -> None:
-        """See `JobQueue.wait`. One waiting worker of the served queues is woken for each job, in any process.
-
-        What it is woken for it claims in the same round trip, as `reserve` did last; the next `reserve` gives that.
-        """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout_seconds
-        woken = False
-        while not woken and (left := end - loop.time()) > 0:
-            block = max(0.01, min(left, BLOCK_SECONDS))
-            try:
-                async with asyncio.timeout(block + 1.0):
-                    woken = await self._look_out(block)
-            except (UnavailableError, TimeoutError) as error:  # the next `reserve` tells the worker
-                _log.warning("jobs.wait_failed", exc_info=error)
-                await asyncio.sleep(max(0.0, end - loop.time()))
-
-    async def _look_out(self, block_seconds: float) -> bool:
-        keys = [f"{self._prefix}:wake:{name}" for name in self._terms.queues]
-        pool = getattr(self._client, "connection_pool", None)
-        if self._terms.room < 1 or self._ahead or self._clock is not None or pool is None:
-            with translating():
-                return bool(await self._client.blpop(keys, timeout=block_seconds))
-        terms, token = self._terms, secrets.token_hex(16)
-        claim = (script("reserve")[1], 1, self._prefix, "", *self._claim_arguments(terms, terms.room, token, True))
-        connection = None
-        try:
-            with translating():
-                connection = await pool.get_connection()
-                commands = (("BLPOP", *keys, block_seconds), ("EVALSHA", *claim))
-                await connection.send_packed_command(connection.pack_commands(commands))
-                woken, claimed = [await connection.read_response() for _ in commands]
-        except BaseException:  # cancelled or cut off: the server may have claimed all the same
-            tidying = asyncio.create_task(self._abandon(token))
-            self._tidying.add(tidying)
-            tidying.add_done_callback(self._tidying.discard)
-            raise
-        finally:
-            if connection is not None:
-                await pool.release(connection)
-        self._ahead = self._claimed(terms, token, claimed)
-        return bool(woken or self._ahead)
-
-    async def _abandon(self, token: str) -> None:
-        try:
-            await self._run("abandon", token, VOID_SECONDS, self._max_finished)
-        except (SvcInfraError, asyncio.CancelledError) as error:  # the end of their leases gives them to others
-            _log.warning("jobs.abandon_failed", exc_info=error)
+        """See `JobQueue.wait`; what it is woken for it has claimed."""
+        await self._claims.wait(timeout_seconds)
 
     async def get(self, job_id: str) -> Job | None:
         """See `JobStore.get`."""
@@ -301,37 +232,7 @@ class RedisJobQueue(CheckedQueue):
     async def _claim(
         self, worker_id: str, queues: builtins.list[str], limit: int, lease_seconds: float
     ) -> builtins.list[Job]:
-        terms, ahead = _Terms(worker_id, tuple(queues), lease_seconds, limit), self._ahead
-        if ahead and terms.serve_like(self._terms):
-            jobs, self._ahead = ahead[:limit], ahead[limit:]
-        else:
-            token = secrets.token_hex(16)
-            jobs = self._claimed(
-                terms, token, await self._run("reserve", *self._claim_arguments(terms, limit, token, False))
-            )
-        self._terms = replace(terms, room=limit - len(jobs))
-        return jobs
-
-    def _claim_arguments(self, terms: _Terms, limit: int, token: str, revocable: bool) -> tuple[str | int, ...]:
-        bounds = (SWEEP_LIMIT_JOBS, self._max_crashes, self._max_finished)
-        void = f"{self._prefix}:void:{token}" if revocable else ""
-        lease = duration(terms.lease_seconds)
-        return (terms.worker_id, limit, lease, token, *bounds, LEASE_ENDED, void, *terms.queues)
-
-    def _claimed(self, terms: _Terms, token: str, answer: Any) -> builtins.list[Job]:
-        now, claimed, lost = answer
-        for job_id in lost:
-            _log.error("jobs.lost", extra={"job_id": job_id.decode(), "reason": "its hash is gone from Redis"})
-        claim = {
-            "state": JobState.RUNNING,
-            "worker_id": terms.worker_id,
-            "started_at": moment_of(now),
-            "lease_expires_at": moment_of(int(now) + duration(terms.lease_seconds)),
-        }
-        return [
-            read_job(job_id.decode(), fields, claim | {"token": f"{token}-{number.decode()}"})
-            for job_id, number, fields in claimed
-        ]
+        return await self._claims.claim(worker_id, queues, limit, lease_seconds)
 
     async def _renew(self, jobs: Sequence[Job], lease_seconds: float) -> Beat:
         attempts = (part for job in jobs for part in (job.id, job.token or ""))
@@ -355,10 +256,10 @@ class RedisJobQueue(CheckedQueue):
         return answers
 
     async def _fail(
-        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None, crashed: bool
     ) -> JobState | None:
         attempt = (job.id, job.token or "", self._max_finished, duration(delay_seconds))
-        state = await self._run("fail", *attempt, end or "", error, fingerprint)
+        state = await self._run("fail", *attempt, end or "", error, fingerprint, int(crashed))
         return None if state is None else JobState(state.decode())
 
     async def _release(self, job: Job, delay_seconds: float) -> bool:
@@ -368,20 +269,6 @@ class RedisJobQueue(CheckedQueue):
     async def _progress(self, job: Job, done: int, total: int, session: AsyncSession | None) -> bool:
         _refuse_session(session)
         return bool(await self._run("progress", job.id, job.token or "", done, total))
-
-    async def _run(self, name: str, *arguments: str | int | bytes) -> Any:
-        """Run one script: by its hash, and again with its text when the server does not know it."""
-        text, digest = script(name)
-        now = "" if self._clock is None else micros(self._clock.now())
-        with translating():
-            try:
-                return await self._client.evalsha(digest, 1, self._prefix, now, *arguments)
-            except need("redis.exceptions").NoScriptError:
-                return await self._client.eval(text, 1, self._prefix, now, *arguments)
-
-
-def _answers_in_text(client: Any) -> bool:
-    return bool(client.get_encoder().decode_responses)
 
 
 def _refuse_session(session: AsyncSession | None) -> None:

@@ -5,6 +5,49 @@ from __future__ import annotations
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
+from typing import Any
+
+from svc_infra._optional import need
+from svc_infra.jobs.redis.hashes import micros
+from svc_infra.redis import translating
+from svc_infra.types import Clock
+
+
+class Scripts:
+    """Runs the steps on one server.
+
+    Args:
+        client: A client that answers in bytes.
+        prefix: What keys begin with, hash tag included.
+        clock: Where the time comes from; None for the server's own.
+    """
+
+    def __init__(self, client: Any, prefix: str, clock: Clock | None) -> None:
+        self.client = client
+        self.prefix = prefix
+        self._clock = clock
+
+    @property
+    def server_time(self) -> bool:
+        """Whether the server's own clock counts."""
+        return self._clock is None
+
+    async def run(self, name: str, *arguments: str | int | bytes) -> Any:
+        """Run one script: by its digest, and again with its text when the server does not know it.
+
+        Raises:
+            UnavailableError, ConfigurationError, SvcInfraError: See `svc_infra.redis.translating`.
+        """
+        with translating():
+            try:
+                return await self.client.execute_command(*self.command(name, *arguments))
+            except need("redis.exceptions").NoScriptError:
+                return await self.client.eval(script(name)[0], *self.command(name, *arguments)[2:])
+
+    def command(self, name: str, *arguments: str | int | bytes) -> tuple[str | int | bytes, ...]:
+        """The command that runs a script which the server knows."""
+        now = "" if self._clock is None else micros(self._clock.now())
+        return ("EVALSHA", script(name)[1], 1, self.prefix, now, *arguments)
 
 
 @cache

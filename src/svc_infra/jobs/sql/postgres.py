@@ -172,8 +172,10 @@ class PostgresJobs:
             looked = await self._keep_up()
             lease = timedelta(seconds=lease_seconds)
             jobs = await self._start(worker_id, limit, lease)
-            if not jobs and not looked and (self._is_apart or self._loop_time() >= self._look_not_before):
-                await self._look_for_once()
+            for again in (False, True):  # a look may have begun too early, or tell of a job that is gone
+                if jobs or looked or not await self._look_for_once(again=again):
+                    break
+                looked = self._is_apart
                 jobs = await self._start(worker_id, limit, lease)
             return jobs
 
@@ -266,15 +268,31 @@ class PostgresJobs:
             await self._look()
         return looks
 
-    async def _look_for_once(self) -> None:
-        """Look because nothing is known to wait; not for long, when a notice would tell of what comes meanwhile."""
+    async def _look_for_once(self, *, again: bool) -> bool:
+        """Look because nothing is known to wait, or wait for the look that runs; a notice may tell of a job sooner.
+
+        Args:
+            again: Only for what is due.
+
+        Returns:
+            Whether there may be something to claim.
+        """
         if self._is_apart:
             await self._look()
-            return
-        looking = self._catch_up(looks=True)
-        await asyncio.wait({looking}, timeout=SLOW_LOOK_SECONDS)
+            return True
+        looking, deadline = self._catching_up, self._loop_time() + LOOK_SECONDS
+        if looking is None or looking.done():
+            looks = not again and self._loop_time() >= self._look_not_before
+            if not looks and not self._sweep_is_due():
+                return False
+            looking = self._catch_up(looks=looks)
+        while not looking.done() and not self._told and (left := deadline - self._loop_time()) > 0:
+            notice = asyncio.ensure_future(self._wakeup.wait(left))
+            await asyncio.wait({looking, notice}, return_when=asyncio.FIRST_COMPLETED)
+            notice.cancel()
         if not looking.done():
             looking.add_done_callback(lambda _: self._wakeup.notify())
+        return True
 
     def _catch_up(self, *, looks: bool) -> asyncio.Task[None]:
         if self._catching_up is None or self._catching_up.done():
@@ -327,7 +345,8 @@ class PostgresJobs:
         moved, (now, due) = await self._steps.sweep(
             queues, self.now, _EVER if fully else since + LOOK_BACK, self._max_crashes
         )
-        self._offset += now - self._time()
+        if self._clock is None:
+            self._offset += now - self._time()
         if queues is not self._queues:
             self._due = now
         elif len(moved) >= SWEEP_LIMIT_JOBS:

@@ -103,8 +103,10 @@ class SqlJobQueue(CheckedQueue):
 
     async def retry(self, job_id: str) -> None:
         """See `JobStore.retry`."""
-        if not await self._run(self._sql.retry, None, job_id=job_id, delayed=False, due=timedelta(0)):
+        rows = await self._run(self._sql.retry, None, job_id=job_id, delayed=False, due=timedelta(0))
+        if not rows:
             await self._refuse(job_id)
+        self._jobs.came(Lane(*rows[0][:3]), rows[0].rank)
         await self._jobs.tell()
 
     async def cancel(self, job_id: str) -> None:
@@ -196,13 +198,15 @@ class SqlJobQueue(CheckedQueue):
                 timedelta(days=-36500) if unique.window_seconds is None else timedelta(seconds=-unique.window_seconds)
             )
             states = [*unique.states, *([SCHEDULED] if JobState.READY in unique.states else [])]
-            await self._run(self._sql.free_key, session, held_key=unique.key, before=window, states=states)
+            facts = {"job_id": job.id, "held_key": unique.key, "before": window, "states": states}
+            await self._run(self._sql.free_key, session, **facts)
         for _ in range(3):  # the job that holds the key may be purged between the two statements
             if await self._insert([job], session):
                 return job.id
-            if unique.on_conflict != "skip" and (replaced := await self._replace(job, unique, session)):
-                return replaced
-            if rows := await self._run(self._sql.holder, session, job_id=job.id, held_key=unique.key):
+            rows = await self._run(self._sql.holder, session, job_id=job.id, held_key=unique.key)
+            if rows and rows[0].id != job.id and unique.on_conflict != "skip":
+                rows = await self._replace(job, unique, session) or rows
+            if rows:
                 return str(rows[0].id)
         raise ConflictError("The job that holds this unique key comes and goes: try again.")
 
@@ -214,10 +218,10 @@ class SqlJobQueue(CheckedQueue):
             after_commit(session, committed)
         return stored
 
-    async def _replace(self, job: NewJob, unique: Unique, session: AsyncSession | None) -> str | None:
+    async def _replace(self, job: NewJob, unique: Unique, session: AsyncSession | None) -> Sequence[Any]:
         rows = await self._run(self._sql.waiting_holder, session, held_key=unique.key)
         if not rows or session is None:
-            return None
+            return []
         due, now = rows[0].available_at, rows[0].now
         if unique.on_conflict == "debounce":
             due = max(now, job.at or now + timedelta(seconds=job.delay_seconds))
@@ -235,8 +239,15 @@ class SqlJobQueue(CheckedQueue):
         values |= dict.fromkeys(("started_at", "worker_id", "last_error", "result"), None) | {"fingerprint": ""}
         parameters = {f"new_{name}": value for name, value in values.items()}
         await session.execute(self._sql.replace(values), {"job_id": rows[0].id, **parameters})
-        after_commit(session, self._jobs.changed)
-        return str(rows[0].id)
+
+        def committed() -> None:
+            if due > now:
+                self._jobs.comes(due - now)
+            else:
+                self._jobs.came(Lane(job.queue, job.tenant, values["limit_key"]), values["rank"])
+
+        after_commit(session, committed)
+        return rows
 
     async def _claim(
         self, worker_id: str, queues: builtins.list[str], limit: int, lease_seconds: float
@@ -263,10 +274,10 @@ class SqlJobQueue(CheckedQueue):
         return done
 
     async def _fail(
-        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None
+        self, job: Job, error: str, fingerprint: str, delay_seconds: float, end: JobState | None, crashed: bool
     ) -> JobState | None:
         due = timedelta(seconds=delay_seconds)
-        facts = {"error": error, "place": fingerprint, "end": "" if end is None else end.value}
+        facts = {"error": error, "place": fingerprint, "end": end or "", "crashed": int(crashed)}
         rows = await self._run(self._sql.fail, None, **_attempt(job), **facts, delayed=delay_seconds > 0, due=due)
         self._back([job], due)
         return state_of(rows[0].state) if rows else None

@@ -57,12 +57,14 @@ class JobStatements:
 
     @cached_property
     def free_key(self) -> sa.Executable:
-        """Take a unique key from a job that is too old for it or not in these states any more."""
+        """Take a unique key for a new job from one that is too old for it or not in these states any more."""
         old = _c.created_at <= sa.bindparam("before", type_=UtcDateTime)
         outside = _c.state.not_in(sa.bindparam("states", expanding=True, type_=sa.String))
         if self._postgresql:
             old = _c.created_at <= self._now + sa.bindparam("before", type_=sa.Interval)
-        update = sa.update(svc_jobs).where(_c.unique_key == sa.bindparam("held_key"), sa.or_(old, outside))
+        stored = svc_jobs.alias("stored")
+        is_new = ~sa.exists().where(stored.c.id == sa.bindparam("job_id"))
+        update = sa.update(svc_jobs).where(_c.unique_key == sa.bindparam("held_key"), sa.or_(old, outside), is_new)
         return update.values(unique_key=None).returning(_c.id)
 
     @cached_property
@@ -85,9 +87,10 @@ class JobStatements:
 
     @cached_property
     def fail(self) -> sa.Executable:
-        """An attempt failed; `end` is a terminal state or empty."""
+        """An attempt failed, or crashed; `end` is a terminal state or empty."""
         end: Any = sa.bindparam("end", type_=sa.String)
-        spent = _c.attempts - _c.crashes >= _c.max_attempts
+        crashes = _c.crashes + sa.bindparam("crashed", type_=sa.Integer)
+        spent = _c.attempts - crashes >= _c.max_attempts
         ends = sa.or_(end != "", _c.cancel_requested, spent)
         return self._held.values(
             **_LET_GO,
@@ -100,6 +103,7 @@ class JobStatements:
             available_at=sa.case((ends, _c.available_at), else_=self._after("due")),
             rank=sa.case((ends, _c.rank), else_=self._rank_after_due()),
             finished_at=sa.case((ends, self._now)),
+            crashes=crashes,
             last_error=sa.bindparam("error"),
             fingerprint=sa.bindparam("place"),
         ).returning(_c.state)
@@ -107,13 +111,14 @@ class JobStatements:
     @cached_property
     def release(self) -> sa.Executable:
         """Hand a job back unspent."""
+        later = sa.and_(self._delayed, sa.not_(_c.cancel_requested))
         return self._held.values(
             **_LET_GO,
             state=sa.case((_c.cancel_requested, _text(JobState.CANCELLED)), else_=self._again),
             finished_at=sa.case((_c.cancel_requested, self._now)),
             attempts=_c.attempts - 1,
-            available_at=sa.case((self._delayed, self._after("due")), else_=_c.available_at),
-            rank=sa.case((self._delayed, self._rank_after_due()), else_=_c.rank),
+            available_at=sa.case((later, self._after("due")), else_=_c.available_at),
+            rank=sa.case((later, self._rank_after_due()), else_=_c.rank),
         ).returning(_c.id)
 
     @cached_property
@@ -128,7 +133,8 @@ class JobStatements:
         update = sa.update(svc_jobs).where(self._by_id, in_state(JobState.DEAD, JobState.CANCELLED))
         zeros = dict.fromkeys(("attempts", "crashes", "progress_done", "progress_total"), 0)
         again = {"state": self._again, "available_at": self._after("due"), "rank": self._rank_after_due()}
-        return update.values(**zeros, **again, finished_at=None, cancel_requested=sa.false()).returning(_c.id)
+        where = _c.queue, _c.tenant, _c.limit_key, _c.rank
+        return update.values(**zeros, **again, finished_at=None, cancel_requested=sa.false()).returning(*where)
 
     @cached_property
     def edit(self) -> sa.Executable:

@@ -10,6 +10,7 @@ from typing import Any
 from svc_infra.jobs.context import JobContext
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.task import Task
+from svc_infra.obs.context import Context
 from svc_infra.wiring import Wiring
 
 
@@ -28,6 +29,7 @@ class Attempt:
     Attributes:
         job, task: What runs; None for a task that this worker does not have.
         running: What runs it, once it has been started.
+        scope: The context that it runs in, for what is told of it later.
         started: There is a handler to stop; before, the job can be handed back as it is.
         finishing: The handler has ended; what is left is to tell the queue.
         completing: That is left to `Completions`.
@@ -44,6 +46,7 @@ class Attempt:
         "finishing",
         "job",
         "running",
+        "scope",
         "seconds",
         "started",
         "stopped",
@@ -57,6 +60,7 @@ class Attempt:
         self.task = task
         self.context = JobContext(job, wiring)
         self.running: asyncio.Task[None] | None = None
+        self.scope = Context()
         self.thread: asyncio.Future[tuple[bool, Any]] | None = None
         self.stopped: Stop | None = None
         self.started = False

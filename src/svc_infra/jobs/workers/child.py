@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from queue import SimpleQueue
@@ -20,10 +21,19 @@ from svc_infra.jobs.retry import verdict
 from svc_infra.jobs.task import Task
 from svc_infra.jobs.workers.processes import BEGINS, HEADER_BYTES
 from svc_infra.obs.context import restored
+from svc_infra.obs.logging import LineHandler, adopt_libraries
 
 
-def main() -> None:
-    """Answer requests on standard input; what functions print goes to standard error."""
+def main(log_setup: Mapping[str, Any] | None) -> None:
+    """Answer requests on standard input; what functions print goes to standard error.
+
+    Args:
+        log_setup: How the worker writes its logs: `level`, and `as_json`.
+    """
+    if log_setup is not None:
+        logging.getLogger().setLevel(log_setup["level"])
+        logging.getLogger().addHandler(LineHandler(as_json=log_setup["as_json"]))
+        adopt_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker, which knows how to stop
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

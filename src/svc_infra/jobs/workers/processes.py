@@ -16,13 +16,19 @@ import orjson
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.retry import Fate, Verdict
 from svc_infra.jobs.task import Task
+from svc_infra.obs.logging import LineHandler
 from svc_infra.obs.metrics import metrics
 
 HEADER_BYTES = 4  # before each message: its length, big-endian
 BEGINS = bytes(HEADER_BYTES)  # says that the function is found, and starts now
 START_SECONDS = 60.0  # that a process has to import the function's module
 MESSAGE_LIMIT_BYTES = 8 * 1024 * 1024
-BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from svc_infra.jobs.workers.child import main; main()"
+BOOT = """\
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from svc_infra.jobs.workers.child import main
+main(json.loads(sys.argv[2]))
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +39,10 @@ class Ruled(Exception):  # noqa: N818 - carries what has been decided elsewhere
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.error)
         self.verdict = verdict
+
+
+class ProcessDiedError(ChildProcessError):
+    """The process that ran a function ended before it had an answer."""
 
 
 class Processes:
@@ -56,7 +66,7 @@ class Processes:
 
         Raises:
             Ruled: The function raised.
-            ChildProcessError: The process died.
+            ProcessDiedError: The process died.
         """
         async with self._free:
             child = await self._take()
@@ -66,7 +76,7 @@ class Processes:
                 await _end(child)
                 metrics.increment("jobs.process_crashes", task=task.name)
                 _log.error("job.process_crashed", extra={"task": task.name, "status": child.returncode})
-                raise ChildProcessError(f"The process that ran it {_died(child.returncode)}.") from None
+                raise ProcessDiedError(f"The process that ran it {_died(child.returncode)}.") from None
             except BaseException:
                 await _end(child)
                 raise
@@ -91,9 +101,17 @@ class Processes:
             "-c",
             BOOT,
             orjson.dumps([path for path in sys.path if isinstance(path, str)]).decode(),
+            orjson.dumps(_log_setup()).decode(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+
+
+def _log_setup() -> dict[str, Any] | None:
+    """How this process writes its logs, for its children to do the same; None where that is not our doing."""
+    root = logging.getLogger()
+    ours = [handler for handler in root.handlers if isinstance(handler, LineHandler)]
+    return {"level": root.level, "as_json": ours[0].as_json} if ours else None
 
 
 def _request(job: Job, task: Task[..., Any]) -> bytes:

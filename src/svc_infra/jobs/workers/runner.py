@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from svc_infra.jobs.retry import Fate, Outage, Verdict, describe, fingerprint, v
 from svc_infra.jobs.task import Task
 from svc_infra.jobs.workers.attempt import Attempt, Stop
 from svc_infra.jobs.workers.completions import Completions
-from svc_infra.jobs.workers.processes import Processes, Ruled
+from svc_infra.jobs.workers.processes import ProcessDiedError, Processes, Ruled
+from svc_infra.jobs.workers.report import Meter, report_stale
 from svc_infra.jobs.workers.threads import start_thread
-from svc_infra.obs.context import restored
+from svc_infra.obs.context import enter, leave, restored
 from svc_infra.obs.metrics import metrics
 from svc_infra.obs.tracing import job_span
 
@@ -61,7 +63,7 @@ class Runner:
         self._outage = outage
         self._default_timeout_seconds = default_timeout_seconds
         self._settled = settled
-        self._meters: dict[str, _Meter] = {}
+        self._meters: dict[str, Meter] = {}
         self._unknown: set[str] = set()
         self._processes = Processes()
         self.completions = Completions(queue, outage, self._completed, self._not_stored)
@@ -76,11 +78,11 @@ class Runner:
         Args:
             draining: Hand the job back instead.
         """
-        with restored(attempt.job.context, job_id=attempt.job.id):
+        with restored(attempt.job.context, job_id=attempt.job.id) as attempt.scope:
             try:
                 await self._run(attempt, draining)
             except StaleAttemptError:
-                _report_stale(attempt)
+                report_stale(attempt)
             except Exception as error:  # noqa: BLE001 - the queue could not be told: logged, counted, the lease will end
                 metrics.increment("jobs.outcomes_lost")
                 _log.error("job.outcome_lost", exc_info=error, extra={"task": attempt.job.name})
@@ -124,7 +126,7 @@ class Runner:
 
     async def _measured(self, attempt: Attempt, task: Task[..., Any]) -> None:
         if (meter := self._meters.get(task.name)) is None:
-            meter = self._meters[task.name] = _Meter(task.name)
+            meter = self._meters[task.name] = Meter(task.name)
         meter.started()
         outcome = "abandoned"
         try:
@@ -137,7 +139,7 @@ class Runner:
         finally:
             attempt.finish()
             if outcome != HANDED_ON:
-                self._report(attempt, outcome)
+                meter.finished(attempt, outcome)
 
     async def _outcome(self, attempt: Attempt, task: Task[..., Any]) -> str:
         try:
@@ -222,7 +224,10 @@ class Runner:
             return await self._tell(attempt, error.verdict)
         if stopped is Stop.DEADLINE:
             error = DeadlineExceededError("The attempt did not finish in time.").with_traceback(error.__traceback__)
-        return await self._tell(attempt, verdict(error, attempt.job.attempts, task.retry))
+        ruling = verdict(error, attempt.job.attempts, task.retry)
+        if isinstance(error, ProcessDiedError) and ruling.fate is Fate.RETRY:
+            ruling = replace(ruling, fate=Fate.CRASH)
+        return await self._tell(attempt, ruling)
 
     async def _tell(self, attempt: Attempt, ruling: Verdict) -> str:
         """Tell the queue what becomes of the job; the outcome's name."""
@@ -240,6 +245,7 @@ class Runner:
                 delay_seconds=ruling.delay_seconds,
                 dead=ruling.fate is Fate.DEAD,
                 cancelled=ruling.fate is Fate.CANCEL,
+                crashed=ruling.fate is Fate.CRASH,
                 fingerprint=ruling.fingerprint,
             )
         )
@@ -253,54 +259,30 @@ class Runner:
 
     def _completed(self, attempt: Attempt, outcome: str) -> None:
         """`completions` has been told by the queue how this ended."""
-        if outcome == "stale":
-            with restored(attempt.job.context, job_id=attempt.job.id):
-                _report_stale(attempt)
-        elif outcome == "abandoned":
-            metrics.increment("jobs.outcomes_lost")
-            _log.error("job.outcome_lost", extra={"task": attempt.job.name, "job_id": attempt.job.id})
-        self._report(attempt, outcome)
+        token = enter(attempt.scope)
+        try:
+            if outcome == "stale":
+                report_stale(attempt)
+            elif outcome == "abandoned":
+                metrics.increment("jobs.outcomes_lost")
+                _log.error("job.outcome_lost", extra={"task": attempt.job.name})
+            self._meters[attempt.job.name].finished(attempt, outcome)
+        finally:
+            leave(token)
         self._settled(attempt)
 
     async def _not_stored(self, attempt: Attempt, error: Exception) -> None:
         """The queue cannot store this completion, whatever else it does."""
         attempt.completing = False
-        with restored(attempt.job.context, job_id=attempt.job.id):
-            outcome = "abandoned"
-            try:
-                outcome = await self._tell(attempt, Verdict(describe(error), fingerprint=fingerprint(error)))
-            except StaleAttemptError:
-                outcome = "stale"
-            finally:
-                self._report(attempt, outcome)
-                self._settled(attempt)
-
-    def _report(self, attempt: Attempt, outcome: str) -> None:
-        job = attempt.job
-        self._meters[job.name].finished(outcome, attempt.seconds)
-        if _log.isEnabledFor(logging.INFO):
-            facts = {"task": job.name, "attempt": job.attempts, "outcome": outcome}
-            with restored(job.context, job_id=job.id):
-                _log.info("job.finished", extra={**facts, "seconds": round(attempt.seconds, 6)})
-
-
-class _Meter:
-    """The metrics of one task."""
-
-    def __init__(self, task: str) -> None:
-        self._labels = {"task": task}
-        self._begun = metrics.family("counter", "jobs.started", ("task",), "Attempts begun.")
-        self._over = metrics.family("counter", "jobs.finished", ("task", "outcome"), "Attempts that are over.")
-        self._seconds = metrics.family("histogram", "jobs.run_seconds", ("task",), "How long handlers ran.")
-
-    def started(self) -> None:
-        """Count an attempt that begins."""
-        self._begun.add(self._labels, 1)
-
-    def finished(self, outcome: str, seconds: float) -> None:
-        """Count an attempt that is over."""
-        self._over.add({**self._labels, "outcome": outcome}, 1)
-        self._seconds.observe(self._labels, seconds)
+        token, outcome = enter(attempt.scope), "abandoned"
+        try:
+            outcome = await self._tell(attempt, Verdict(describe(error), fingerprint=fingerprint(error)))
+        except StaleAttemptError:
+            outcome = "stale"
+        finally:
+            self._meters[attempt.job.name].finished(attempt, outcome)
+            leave(token)
+            self._settled(attempt)
 
 
 def _flows_of(attempt: Attempt) -> Ends | None:
@@ -309,8 +291,3 @@ def _flows_of(attempt: Attempt) -> Ends | None:
     if wiring is None or not wiring.has(Flows) or step_of(attempt.job) is None:
         return None
     return wiring.get(Flows).ends
-
-
-def _report_stale(attempt: Attempt) -> None:
-    metrics.increment("jobs.stale")
-    _log.warning("job.stale", extra={"task": attempt.job.name, "attempt": attempt.job.attempts})

@@ -11,15 +11,18 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, cast
 
 from svc_infra.errors import ConfigurationError, StaleAttemptError, UnavailableError
-from svc_infra.jobs.queue import RESERVE_LIMIT_JOBS, JobQueue, JobStore
+from svc_infra.jobs.job import JobState
+from svc_infra.jobs.queue import LIST_LIMIT_JOBS, RESERVE_LIMIT_JOBS, JobQueue, JobStore
 from svc_infra.jobs.retry import Outage
 from svc_infra.jobs.task import Task, by_name
 from svc_infra.jobs.workers.attempt import Attempt, Stop
 from svc_infra.jobs.workers.heartbeat import Heartbeat
 from svc_infra.jobs.workers.runner import Runner
+from svc_infra.types import Clock, SystemClock
 from svc_infra.wiring import Wiring
 
 PROGRESS_INTERVAL_SECONDS = 0.5  # between two writes of one job's progress
@@ -100,8 +103,10 @@ class Worker:
         self._moved = asyncio.Event()  # a slot is free, or an attempt is over
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
-        self._resting: asyncio.Future[None] | None = None
+        self._resting: asyncio.Task[Any] | None = None  # what claims, while it waits
+        self._clock = wiring.get(Clock) if wiring is not None and wiring.has(Clock) else SystemClock()
         self._fed_at = time.monotonic()  # when there last was something to run, or no room for it
+        self._answered_at = self._fed_at  # when the queue last said what there is
 
     def stop(self, *, at_once: bool = False) -> None:
         """Claim nothing more and let `run` return when the running jobs have ended; may be called again.
@@ -118,7 +123,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, then drain; being cancelled is the same as `stop(at_once=True)`."""
-        self._fed_at = time.monotonic()
+        self._fed_at = self._answered_at = time.monotonic()
         with self._wiring.active() if self._wiring else nullcontext():  # for every task that is started in here
             async with Heartbeat(self._queue, self._held.copy, self._lease_seconds).beating():
                 claims = asyncio.create_task(self._claim())
@@ -141,6 +146,8 @@ class Worker:
     async def check(self) -> None:
         """Refuse when due jobs wait although this worker has had room for them, and got none, for `stall_seconds`.
 
+        Jobs that a limit may hold back are no sign of that, as long as the queue answers.
+
         Raises:
             UnavailableError: Nothing is consumed here.
         """
@@ -148,10 +155,22 @@ class Worker:
             return
         if time.monotonic() - self._fed_at < self._stall_seconds:
             return
-        queues = await cast(JobStore, self._queue).queues()
-        ages = [one.oldest_due_age_seconds for one in queues if one.name in self._queues and not one.paused]
-        if max(ages, default=0.0) >= self._stall_seconds:
-            raise UnavailableError(f"Jobs are due, and this worker has got none for {self._stall_seconds:g} seconds.")
+        store = cast(JobStore, self._queue)
+        late = [one for one in await store.queues() if one.oldest_due_age_seconds >= self._stall_seconds]
+        served = [one for one in late if one.name in self._queues and not one.paused]
+        if served and time.monotonic() - self._answered_at >= self._stall_seconds:
+            raise UnavailableError(f"Jobs are due, and the queue has not answered for {self._stall_seconds:g} seconds.")
+        for one in served:
+            if not one.is_limited and await self._waits_unlimited(store, one.name):
+                raise UnavailableError(
+                    f"Jobs are due, and this worker has got none for {self._stall_seconds:g} seconds."
+                )
+
+    async def _waits_unlimited(self, store: JobStore, queue: str) -> bool:
+        """Whether a job waits there that no limit holds back, among the newest."""
+        due = self._clock.now() - timedelta(seconds=self._stall_seconds)
+        waiting = await store.list(state=JobState.READY, queue=queue, limit=LIST_LIMIT_JOBS)
+        return any(job.limit_key is None and job.available_at <= due for job in waiting)
 
     async def _claim(self) -> None:
         while not self._stopping.is_set():
@@ -167,8 +186,9 @@ class Worker:
                     attempt = Attempt(job, self._tasks.get(job.name), self._wiring)
                     self._held.add(attempt)
                     self._waiting.append(attempt)
+                self._answered_at = time.monotonic()
                 if jobs:
-                    self._fed_at = time.monotonic()
+                    self._fed_at = self._answered_at
                     self._begin_waiting()
                 if len(jobs) < room:
                     await self._rest(self._queue.wait(self._poll_interval_seconds))
@@ -185,12 +205,18 @@ class Worker:
 
     async def _rest(self, waiting: Coroutine[Any, Any, None]) -> None:
         """Wait, but no longer than until `stop`."""
-        self._resting = asyncio.ensure_future(waiting)
         if self._stopping.is_set():
-            self._resting.cancel()
-        await asyncio.wait({self._resting})
-        if not self._resting.cancelled():
-            self._resting.result()
+            waiting.close()
+            return
+        resting = self._resting = asyncio.current_task()
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if resting is None or not self._stopping.is_set():
+                raise
+            resting.uncancel()
+        finally:
+            self._resting = None
 
     def _begin_waiting(self) -> None:
         draining = self._stopping.is_set()

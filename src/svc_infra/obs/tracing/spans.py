@@ -81,7 +81,7 @@ class Tracing:
             trace_id: Its trace.
             parent_id: The span that it is part of; empty when the trace begins with it.
         """
-        return self._recorder.begin(name, kind, cut(attributes), trace_id, parent_id)
+        return self._recorder.begin(name, kind, cut({**attributes, **_acting()}), trace_id, parent_id)
 
 
 class ServerSpan:
@@ -108,6 +108,8 @@ class ServerSpan:
             recorded.rename(f"{_method(scope)} {route}")
             recorded.set("http.route", route)
         recorded.set("http.response.status_code", status)
+        for name, value in _acting().items():  # known only since the request was identified
+            recorded.set(name, value)
         if status >= _SERVER_ERROR or error is not None:
             recorded.fail(str(status) if error is None else _kind_of(error))
         recorded.end()
@@ -229,6 +231,12 @@ def _begun() -> _Begun | None:
     if context.sampled is None:
         return (tracing, context, "") if tracing.decide(context, None) else None
     return (tracing, context, span_id_here(context)) if context.sampled else None
+
+
+def _acting() -> Attributes:
+    """Who acts, and as which user, where an admin acts as somebody else."""
+    here = current()
+    return {"enduser.id": here.principal_id, "svc_infra.actor.id": here.actor_id} if here.actor_id else {}
 
 
 def sampled_trace() -> int | None:

@@ -6,13 +6,17 @@ from typing import Annotated, Any
 
 from fastapi import Depends, params
 from fastapi.dependencies.models import Dependant
+from fastapi.requests import HTTPConnection
 from fastapi.routing import iter_route_contexts
 
 from svc_infra.errors import ConfigurationError, ForbiddenError
+from svc_infra.obs import context
 from svc_infra.route_policy import PUBLIC, declared_by, declares
 from svc_infra.security.access.policy import check_permission_name
-from svc_infra.security.http import Caller, get_current_user
+from svc_infra.security.http import Caller, LoggedIn, get_current_user, shared
+from svc_infra.security.methods import FRESH_SECONDS, not_fresh
 from svc_infra.security.principal import Principal
+from svc_infra.security.sessions import Sessions
 
 _FASTAPI_PAGES = "fastapi.applications"
 
@@ -40,6 +44,34 @@ def RequireService() -> params.Depends:  # noqa: N802
             raise ForbiddenError("This needs the key of a service.")
 
     return params.Depends(check)
+
+
+def RequireFreshAuth(*, max_age_seconds: float = FRESH_SECONDS) -> params.Depends:  # noqa: N802
+    """A dependency that refuses a login that was proven too long ago (401), and every key (403), which nobody proves.
+
+    The answer says what is wrong as RFC 9470 does; `POST /auth/reauthenticate` makes the login fresh again. Whoever
+    acts as somebody else is not fresh either.
+
+    Args:
+        max_age_seconds: How long ago the login, or its last proof, may be.
+    """
+
+    @declares(f"login proven within {max_age_seconds:g} seconds")
+    async def check(connection: HTTPConnection, user: LoggedIn) -> None:
+        check_fresh(connection, user, max_age_seconds=max_age_seconds)
+
+    return params.Depends(check)
+
+
+def check_fresh(connection: HTTPConnection, user: Principal, *, max_age_seconds: float = FRESH_SECONDS) -> None:
+    """As `RequireFreshAuth`, for a caller that is known already.
+
+    Raises:
+        StaleAuthenticationError: The login was proven too long ago, or not by whoever acts.
+    """
+    impersonated = context.current().actor_id not in ("", str(user.id))
+    if impersonated or not shared(connection, Sessions).is_fresh(user, max_age_seconds=max_age_seconds):
+        raise not_fresh(max_age_seconds=max_age_seconds)
 
 
 def RequireScopes(*scopes: str) -> params.Depends:  # noqa: N802

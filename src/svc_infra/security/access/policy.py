@@ -42,6 +42,8 @@ _MANAGE = _READ | {
     "organization.member.write",
     "organization.team.write",
     "organization.write",
+    "webhook.read",
+    "webhook.write",
 }
 ORGANIZATION_PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
     {"admin": _MANAGE, "member": _READ, "owner": _MANAGE | {"organization.delete"}}
@@ -92,6 +94,11 @@ class Policy:
     def organization_permissions(self, role: str | None) -> frozenset[str]:
         """What a role in an organization permits there; an unknown one, and none, permit nothing."""
         return self._in_organizations.get(role or "", frozenset())
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[str]]:
+        """The roles that an account can have, and what each permits."""
+        return MappingProxyType(self._permissions)
 
     @property
     def organization_roles(self) -> frozenset[str]:

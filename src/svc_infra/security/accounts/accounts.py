@@ -20,10 +20,12 @@ from svc_infra.security.accounts.links import AccountLinks, LinkKind
 from svc_infra.security.accounts.mailing import MailQueue
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.lockout import Lockout
+from svc_infra.security.methods import PASSWORD
 from svc_infra.security.models import HasAccount, User
+from svc_infra.security.ownership import check_account_may_go
 from svc_infra.security.passwords import BreachedPasswords, PasswordHasher, PasswordPolicy
-from svc_infra.security.sessions import Device, Sessions, TokenPair
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
+from svc_infra.security.sessions import Device, SecondStep, Sessions, TokenPair
 from svc_infra.types import Clock, SystemClock, new_id
 
 
@@ -142,8 +144,8 @@ class Accounts:
             await desk.mail.send(session, kind, "" if too_soon else address, {"link": link})
         return new_one_id, address
 
-    async def login(self, *, email: str, password: str, device: Device | None = None) -> TokenPair:
-        """Verify a password and open a login, in units of work of its own.
+    async def login(self, *, email: str, password: str, device: Device | None = None) -> TokenPair | SecondStep:
+        """Verify a password and open a login, or its second step, in units of work of its own.
 
         An unknown address, a wrong password and a disabled account get the same answer for the same work, and so does
         an unproven address where proof is required.
@@ -164,8 +166,12 @@ class Accounts:
             if await session.scalar(claim.returning(desk.user_model.id)) is None:
                 raise self._wrong()
             context.current().principal_id = str(user.id)
-            await desk.lockout.succeeded(session, address, device.ip)
-            return await desk.sessions.open(session, user.id, device)
+            outcome = await desk.sessions.admit(session, user.id, device, methods=(PASSWORD,))
+            if isinstance(outcome, SecondStep):  # or whoever knows the password could guess the second factor for ever
+                await desk.lockout.passed(session, address, device.ip)
+            else:
+                await desk.lockout.succeeded(session, address, device.ip)
+            return outcome
 
     async def reauthenticate(self, user_id: UUID, password: str, *, ip: str = "") -> HasAccount:
         """The account, once its owner has proven again to know its password, in units of work of its own.
@@ -179,7 +185,7 @@ class Accounts:
             found = await session.get(desk.user_model, user_id)
         user, _ = await self._verified(found.email if found is not None else "", password, ip)
         async with desk.db.session() as session:
-            await desk.lockout.succeeded(session, user.email, ip)
+            await desk.lockout.passed(session, user.email, ip)
         return user
 
     async def get(self, session: AsyncSession, user_id: UUID) -> HasAccount | None:
@@ -247,9 +253,11 @@ class Accounts:
 
         Raises:
             NotFoundError: There is no such account.
-            ConflictError: At the commit: something of the app still refers to it.
+            ConflictError: It is the only owner of an organization. At the commit: something of the app still refers to
+                it.
         """
         user = await self._existing(session, user_id)
+        await check_account_may_go(session, self._desk.user_model, user_id)
         await self._desk.sessions.revoke_all(session, user_id, reason="account_deleted")
         await session.delete(user)
         await self._record(session, "account.deleted", user_id)
@@ -272,16 +280,30 @@ class Accounts:
             and (user.is_verified or not desk.require_verified)
         ):
             return user, verification.new_hash
-        await self._refused(address, user)
+        await self.refused(address, user)
         raise self._wrong()
 
-    async def _refused(self, address: str, user: HasAccount | None) -> None:
-        """Record a failed attempt, and tell an owner who is locked out by it; nobody's address takes the same work."""
+    async def refused(
+        self,
+        address: str,
+        user: HasAccount | None,
+        *,
+        action: str = "session.refused",
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a failed attempt, and tell an owner who is locked out by it; nobody's address takes the same work.
+
+        Args:
+            address: The address that `Lockout.check` counted the attempt under.
+            user: Whose account it is; None where nobody's.
+            action: What was refused.
+            after: What is recorded beside that.
+        """
         desk = self._desk
         async with desk.db.session() as session:
             owner_id = user.id if user is not None else None
             target = f"user:{owner_id}" if owner_id is not None else "user:unknown"
-            await desk.trail.record(session, "session.refused", target=target, outcome="failure")
+            await desk.trail.record(session, action, target=target, after=after, outcome="failure")
             if await desk.lockout.failed(session, address):
                 link = await desk.links.make(session, LinkKind.UNLOCK, user_id=owner_id, email=address)
                 await desk.mail.send(session, LinkKind.UNLOCK, address if user is not None else "", {"link": link})

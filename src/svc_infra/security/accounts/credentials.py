@@ -16,7 +16,7 @@ from svc_infra.security.accounts.email import normalized_email
 from svc_infra.security.accounts.links import LinkKind
 from svc_infra.security.models import HasAccount
 from svc_infra.security.passwords.policy import refused
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 
 PASSWORD_CHANGED = "password_changed"  # noqa: S105 - the name of a mail
 EMAIL_CHANGED = "email_changed"

@@ -1,172 +1,60 @@
 """The `/auth` routes."""
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, create_model
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.http import DbSession, ReadSession
-from svc_infra.errors import NotFoundError, ValidationError
+from svc_infra.errors import InvalidCredentialsError, NotFoundError, ValidationError
 from svc_infra.security.access.http import public
 from svc_infra.security.accounts.accounts import Accounts
 from svc_infra.security.accounts.credentials import Credentials as CredentialChanges
-from svc_infra.security.accounts.email import MAX_EMAIL_CHARACTERS
-from svc_infra.security.accounts.links import MAX_LINK_TOKEN_CHARACTERS
-from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE, Csrf
-from svc_infra.security.http import Identity, LoggedIn, shared
-from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS, MIN_PASSWORD_CHARACTERS
-from svc_infra.security.sessions import Device, Sessions, TokenPair
+from svc_infra.security.accounts.proof import FactorProof, ProvesFactors
+from svc_infra.security.accounts.schemas import (
+    Account,
+    CodeProof,
+    CookieTokens,
+    CredentialProof,
+    Disable,
+    EmailChange,
+    EmailOnly,
+    Link,
+    Login,
+    NewCredentials,
+    PasswordChange,
+    Profile,
+    Proof,
+    Reauthentication,
+    RefreshBody,
+    Registered,
+    RenewedCookie,
+    RenewedToken,
+    Reset,
+    SecondStepNeeded,
+    Session,
+    Tokens,
+)
+from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE, SECOND_STEP_COOKIE, Csrf
+from svc_infra.security.http import Actor, Identity, LimitedLogin, LoggedIn, shared
+from svc_infra.security.methods import PASSWORD
+from svc_infra.security.sessions import Device, Renewed, SecondStep, Sessions, TokenPair
 from svc_infra.security.tokens import AccessTokens
+from svc_infra.wiring import wiring_of
 
-MAX_REFRESH_TOKEN_CHARACTERS = 256
 JWKS_SECONDS = 300
 """How long other services may keep the public keys."""
 
 _PUBLIC = [public()]
 
-Email = Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARACTERS, json_schema_extra={"format": "email"})]
-Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)]
-NewPassword = Annotated[
-    SecretStr,
-    Field(  # the policy itself says it to a person
-        min_length=1, max_length=MAX_PASSWORD_CHARACTERS, json_schema_extra={"minLength": MIN_PASSWORD_CHARACTERS}
-    ),
-]
-LinkToken = Annotated[SecretStr, Field(min_length=1, max_length=MAX_LINK_TOKEN_CHARACTERS)]
-
 _Responses = dict[int | str, dict[str, Any]]
 _REFUSED: _Responses = {401: {"description": "What was sent is not valid, or not any more."}}
+SECOND_STEP: _Responses = {202: {"model": SecondStepNeeded, "description": "A second factor is needed."}}
 _BUSY: _Responses = {429: {"description": "Too many passwords are being checked, or this one too often: try again."}}
-
-
-class Body(BaseModel):
-    """What a client sends: nothing but the fields named."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Credentials(Body):
-    """An e-mail address and a password."""
-
-    email: Email
-    password: Password
-
-
-class NewCredentials(Credentials):
-    """An e-mail address and a password for a new account."""
-
-    password: NewPassword
-
-
-class Login(Credentials):
-    """An e-mail address and a password, and where the tokens go."""
-
-    cookies: bool = Field(False, description="For browsers: put the tokens into cookies that no script can read.")
-
-
-class RefreshBody(Body):
-    """The refresh token that was given last; with cookies it is left out."""
-
-    refresh_token: Annotated[str, Field(min_length=1, max_length=MAX_REFRESH_TOKEN_CHARACTERS)] | None = None
-
-
-class EmailOnly(Body):
-    """An address."""
-
-    email: Email
-
-
-class Link(Body):
-    """What a mailed link carries behind the `#`."""
-
-    token: LinkToken
-
-
-class Reset(Link):
-    """A mailed link, and the password to have from now on."""
-
-    password: NewPassword
-
-
-class Proof(Body):
-    """The account's password, to prove again whose it is."""
-
-    password: Password
-
-
-class PasswordChange(Body):
-    """The password until now, and the one from now on."""
-
-    current_password: Password
-    new_password: NewPassword
-
-
-class EmailChange(Proof):
-    """The account's password, and its next address."""
-
-    new_email: Email
-
-
-class Disable(Proof):
-    """The account's password, and why the account is given up."""
-
-    reason: Annotated[str, Field(max_length=200)] = ""
-
-
-class Tokens(BaseModel):
-    """What a client needs to stay logged in (RFC 6749, 5.1)."""
-
-    access_token: str
-    refresh_token: str
-    token_type: str = "bearer"  # noqa: S105 - not a secret
-    expires_in: int = Field(description="Seconds that the access token is good for.")
-
-
-class CookieTokens(BaseModel):
-    """What a page needs whose tokens are in cookies."""
-
-    token_type: Literal["cookie"] = "cookie"  # noqa: S105 - not a secret
-    csrf_token: str = Field(description="Goes into the header X-CSRF-Token of every request that changes something.")
-    expires_in: int = Field(description="Seconds until the page must refresh.")
-
-
-class Profile(Body):
-    """What an account says about its owner: what the owner may change without proving anything."""
-
-    full_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-
-
-class Registered(BaseModel):
-    """A new account."""
-
-    id: UUID
-    email: str
-    roles: list[str] = []
-
-
-class Account(Registered):
-    """An account as its owner sees it."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    is_verified: bool
-
-
-class Session(BaseModel):
-    """One login of the account."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    user_agent: str
-    created_at: datetime
-    last_seen_at: datetime
-    expires_at: datetime
-    current: bool = False
 
 
 def accounts_router(prefix: str, profile: type[BaseModel] = Profile) -> APIRouter:
@@ -180,6 +68,7 @@ def accounts_router(prefix: str, profile: type[BaseModel] = Profile) -> APIRoute
     _add_logins(router)
     _add_links(router)
     _add_changes(router)
+    _add_proof(router)
     _add_profile(router, profile)
     _add_sessions(router)
     return router
@@ -205,15 +94,18 @@ def _add_logins(router: APIRouter) -> None:
         user_id, address = await _accounts(request).sign_up(email=body.email, password=body.password.get_secret_value())
         return Registered(id=user_id, email=address)
 
-    @router.post("/login", responses=_REFUSED | _BUSY, dependencies=_PUBLIC)
-    async def login(body: Login, request: Request, response: Response) -> Tokens | CookieTokens:
-        """Exchange an e-mail address and a password for tokens."""
+    @router.post(
+        "/login", response_model=Tokens | CookieTokens, responses=SECOND_STEP | _REFUSED | _BUSY, dependencies=_PUBLIC
+    )
+    async def login(body: Login, request: Request, response: Response) -> Tokens | CookieTokens | Response:
+        """Exchange an e-mail address and a password for tokens, or for a second step (202)."""
         if body.cookies:
             shared(request, Csrf).check_origin(request.headers)
-        pair = await _accounts(request).login(
-            email=body.email, password=body.password.get_secret_value(), device=device_of(request)
+        device = device_of(request, keeps_cookies=body.cookies)
+        outcome = await _accounts(request).login(
+            email=body.email, password=body.password.get_secret_value(), device=device
         )
-        return given_as_cookies(pair, request, response) if body.cookies else given(pair, response)
+        return answered(outcome, request, response, device=device)
 
     @router.post("/refresh", responses=_REFUSED, dependencies=_PUBLIC)
     async def refresh(request: Request, response: Response, body: RefreshBody | None = None) -> Tokens | CookieTokens:
@@ -229,14 +121,14 @@ def _add_logins(router: APIRouter) -> None:
         return given_as_cookies(pair, request, response) if cookies else given(pair, response)
 
     @router.post("/logout", status_code=204)
-    async def logout(request: Request, response: Response, user: LoggedIn, session: DbSession) -> None:
+    async def logout(request: Request, response: Response, user: Actor, session: DbSession) -> None:
         """End this login: its access and refresh tokens are refused from now on."""
         if user.session_id is not None:
             await shared(request, Sessions).revoke(session, user.session_id, reason="logout")
         _forget_cookies(request, response)
 
     @router.post("/logout-all", status_code=204)
-    async def logout_all(request: Request, response: Response, user: LoggedIn, session: DbSession) -> None:
+    async def logout_all(request: Request, response: Response, user: Actor, session: DbSession) -> None:
         """End every login of the account."""
         await shared(request, Sessions).revoke_all(session, user.id, reason="logout_all")
         _forget_cookies(request, response)
@@ -303,6 +195,26 @@ def _add_changes(router: APIRouter) -> None:
         _forget_cookies(request, response)
 
 
+def _add_proof(router: APIRouter) -> None:
+    @router.post("/reauthenticate", responses=_REFUSED | _BUSY)
+    async def reauthenticate(
+        body: Reauthentication, request: Request, response: Response, user: LimitedLogin
+    ) -> RenewedToken | RenewedCookie:
+        """Prove again who is logged in, by the password or another factor; this login is fresh for a while then."""
+        device, sessions = device_of(request), shared(request, Sessions)
+        assert user.session_id is not None  # noqa: S101 - what a login is
+        if isinstance(body, Proof):
+            await _accounts(request).reauthenticate(user.id, body.password.get_secret_value(), ip=device.ip)
+            async with shared(request, AsyncDatabase).session() as session:
+                renewed = await sessions.renew(session, user.session_id, methods=(PASSWORD,))
+        elif wiring_of(request.app).has(ProvesFactors):
+            proof = proof_in(body)
+            renewed = await shared(request, ProvesFactors).reauthenticate(user.id, user.session_id, proof, device)
+        else:
+            raise InvalidCredentialsError("This account has a password only.")
+        return _renewed(renewed, user.via == "cookie", response)
+
+
 def _add_profile(router: APIRouter, profile: type[BaseModel]) -> None:
     fields: Mapping[str, Any] = {name: (field.annotation, field) for name, field in profile.model_fields.items()}
     shown: Any = create_model("Account", __base__=Account, __doc__=Account.__doc__, **fields)
@@ -347,6 +259,41 @@ def _add_sessions(router: APIRouter) -> None:
             raise NotFoundError("Session", session_id)
 
 
+def answered(
+    outcome: TokenPair | SecondStep, request: Request, response: Response, *, device: Device
+) -> Tokens | CookieTokens | Response:
+    """The answer to a login, or to its first step."""
+    if isinstance(outcome, TokenPair):
+        return given_as_cookies(outcome, request, response) if device.keeps_cookies else given(outcome, response)
+    needed = SecondStepNeeded(
+        mfa_token=outcome.token, methods=list(outcome.methods), expires_in=outcome.expires_in_seconds
+    )
+    return bound_to_browser(JSONResponse(needed.model_dump(), 202), outcome)
+
+
+def bound_to_browser(response: Response, step: SecondStep) -> Response:
+    """Let only the browser that gets this answer take the second step."""
+    response.headers["Cache-Control"] = "no-store"
+    if step.browser_secret is not None:
+        set_cookie(response, SECOND_STEP_COOKIE, step.browser_secret, step.expires_in_seconds, "strict")
+    return response
+
+
+def proof_in(body: CodeProof | CredentialProof) -> FactorProof:
+    """What a request proves."""
+    if isinstance(body, CodeProof):
+        return FactorProof(code=body.code.get_secret_value())
+    return FactorProof(credential=body.credential.model_dump())
+
+
+def _renewed(renewed: Renewed, in_cookie: bool, response: Response) -> RenewedToken | RenewedCookie:
+    response.headers["Cache-Control"] = "no-store"
+    if in_cookie:
+        set_cookie(response, ACCESS_COOKIE, renewed.access_token, renewed.expires_in_seconds, "lax")
+        return RenewedCookie(expires_in=renewed.expires_in_seconds)
+    return RenewedToken(access_token=renewed.access_token, expires_in=renewed.expires_in_seconds)
+
+
 def given(pair: TokenPair, response: Response) -> Tokens:
     """The answer to a login whose client keeps the tokens."""
     response.headers["Cache-Control"] = "no-store"
@@ -379,11 +326,10 @@ def set_cookie(response: Response, name: str, value: str, seconds: int, same_sit
     )
 
 
-def device_of(request: Request) -> Device:
+def device_of(request: Request, *, keeps_cookies: bool = False) -> Device:
     """Where a request comes from."""
-    return Device(
-        user_agent=request.headers.get("user-agent", ""), ip=request.client.host if request.client is not None else ""
-    )
+    ip = request.client.host if request.client is not None else ""
+    return Device(user_agent=request.headers.get("user-agent", ""), ip=ip, keeps_cookies=keeps_cookies)
 
 
 def _accounts(request: Request) -> Accounts:

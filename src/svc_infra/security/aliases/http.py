@@ -8,7 +8,8 @@ from pydantic import SecretStr
 
 from svc_infra.security.access.http import public
 from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
-from svc_infra.security.accounts.http import Tokens, device_of, given
+from svc_infra.security.accounts.http import SECOND_STEP, answered, device_of
+from svc_infra.security.accounts.schemas import CookieTokens, Tokens
 from svc_infra.security.http import shared
 from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS
 
@@ -54,17 +55,18 @@ def aliases_router(accounts: APIRouter) -> APIRouter:
             dependencies=route.dependencies,
         )
 
-    @router.post("/login", dependencies=[public()])
+    @router.post("/login", response_model=Tokens, responses=SECOND_STEP, dependencies=[public()])
     async def login(
         username: Annotated[str, Form(min_length=3, max_length=MAX_EMAIL_CHARACTERS)],
         password: Annotated[SecretStr, Form(min_length=1, max_length=MAX_PASSWORD_CHARACTERS)],
         request: Request,
         response: Response,
-    ) -> Tokens:
+    ) -> Tokens | CookieTokens | Response:
         """Exchange the form of the OAuth 2 password grant for tokens; the address is the user name."""
-        pair = await shared(request, Accounts).login(
-            email=username, password=password.get_secret_value(), device=device_of(request)
+        device = device_of(request)
+        outcome = await shared(request, Accounts).login(
+            email=username, password=password.get_secret_value(), device=device
         )
-        return given(pair, response)
+        return answered(outcome, request, response, device=device)
 
     return router

@@ -14,8 +14,8 @@ from svc_infra.security.keyring import KeyRing
 RETIRED = "AUTH_SECRETS_RETIRED"
 """The secret that holds what `AUTH_SECRET` once was, one in each line; nothing but the audit trail reads it."""
 COVERED = (
-    "tenant_id", "sequence", "id", "at", "action", "outcome", "actor_id", "acting_as", "target", "client_ip",
-    "request_id", "trace_id", "before", "after",
+    "tenant_id", "sequence", "id", "at", "action", "outcome", "actor_id", "acting_as", "api_key_id", "target",
+    "client_ip", "request_id", "trace_id", "before", "after",
 )  # fmt: skip
 """What the MAC of an entry covers, beside the MAC of the entry before it and the id of its key."""
 

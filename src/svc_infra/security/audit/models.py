@@ -23,6 +23,7 @@ class AuditEntry(Base):
         outcome: `success` or `failure`.
         actor_id: Who did it; empty for somebody unknown and for the service itself.
         acting_as: The user as whom an impersonating actor did it.
+        api_key_id: The API key that it was done with; empty for a login.
         target: To what, such as `user:<id>`.
         before, after: JSON of what changed, without secrets.
         key_id: The key that `mac` was made with.
@@ -43,6 +44,7 @@ class AuditEntry(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     actor_id: Mapped[str] = mapped_column(String(64))
     acting_as: Mapped[str] = mapped_column(String(64))
+    api_key_id: Mapped[str] = mapped_column(String(64), server_default="")
     target: Mapped[str] = mapped_column(String(MAX_TARGET_CHARACTERS))
     client_ip: Mapped[str] = mapped_column(String(64))
     request_id: Mapped[str] = mapped_column(String(128))

@@ -61,8 +61,8 @@ class AuditTrail:
     ) -> None:
         """Add an entry to this unit of work: there with its commit, gone with its rollback.
 
-        Who did it, as whom, from where and in which request is what `svc_infra.obs.context` says now. The chain is
-        locked only for the commit itself, so an entry can be read by nobody before that.
+        Who did it, as whom, with which key, from where and in which request is what `svc_infra.obs.context` says now.
+        The chain is locked only for the commit itself, so an entry can be read by nobody before that.
 
         Args:
             session: A unit of work of `AsyncDatabase.session()`.
@@ -86,6 +86,7 @@ class AuditTrail:
             "outcome": outcome,
             "actor_id": here.actor_id or here.principal_id,
             "acting_as": here.principal_id if here.actor_id else "",
+            "api_key_id": here.api_key_id,
             "target": _text(target or "", MAX_TARGET_CHARACTERS),
             "client_ip": _text(here.client_ip, 64),
             "request_id": _text(here.request_id, 128),
@@ -132,7 +133,7 @@ class AuditTrail:
         return others - set(await session.scalars(select(AuditChain.tenant_id).where(AuditChain.tenant_id.in_(others))))
 
     def _started(self, tenant_id: str) -> dict[str, Any]:
-        entry = dict.fromkeys(("actor_id", "acting_as", "client_ip", "request_id", "trace_id"), "")
+        entry = dict.fromkeys(("actor_id", "acting_as", "api_key_id", "client_ip", "request_id", "trace_id"), "")
         return entry | {
             "tenant_id": OWN_CHAIN, "id": new_id(), "at": self._clock.now(), "action": CHAIN_STARTED,
             "outcome": "success", "target": f"tenant:{tenant_id}", "before": None, "after": None,

@@ -2,6 +2,7 @@
 
 - `form`: what a key looks like · `keys`: made, verified, rotated, revoked
 - `live`: which of them are alive, remembered like logins · `uses`: when they were used, written behind the request
+- `leaks`: leaked keys ended, owners told · `scanning`: what GitHub reports of them
 - `models`: the table · `http`: the `/auth/api-keys` routes · `add`: `add_api_keys`
 """
 

@@ -1,10 +1,12 @@
 """The `/auth/api-keys` routes. Keys are managed by users who are logged in: no key makes another one."""
 
+from base64 import b64encode
 from datetime import datetime
-from typing import Annotated, Any
+from hashlib import sha256
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
@@ -15,6 +17,7 @@ from svc_infra.security.keys.keys import (
     DEFAULT_OVERLAP_SECONDS,
     DEFAULT_TTL_SECONDS,
     MAX_OVERLAP_SECONDS,
+    MAX_RATE_CHARACTERS,
     MAX_SCOPES,
     MAX_TTL_SECONDS,
     ApiKeys,
@@ -23,10 +26,15 @@ from svc_infra.security.keys.keys import (
     keys_of_services,
     keys_of_user,
 )
+from svc_infra.security.keys.leaks import LeakedKeys
+from svc_infra.security.keys.scanning import GithubReports
 
 _SCHEME = "ApiKey"
 
 Scope = Annotated[str, Field(min_length=1, max_length=100)]
+KeyRate = Annotated[
+    str | None, Field(max_length=MAX_RATE_CHARACTERS, description="How often it may be used, such as 100/minute.")
+]
 
 
 class Body(BaseModel):
@@ -43,12 +51,14 @@ class KeyIn(Body):
     expires_in_seconds: Annotated[float, Field(ge=60, le=MAX_TTL_SECONDS)] = DEFAULT_TTL_SECONDS
     organization_id: UUID | None = Field(None, description="The only organization that the key is good for.")
     service: bool = Field(False, description="Whether the key is that of a service of the organization.")
+    rate: KeyRate = None
 
 
 class RotateIn(Body):
-    """How long the old key and the new one are both good."""
+    """How long the old key and the new one are both good, and how often the new one may be used."""
 
     overlap_seconds: Annotated[float, Field(ge=0, le=MAX_OVERLAP_SECONDS)] = DEFAULT_OVERLAP_SECONDS
+    rate: KeyRate = None
 
 
 class LeakedIn(Body):
@@ -66,6 +76,7 @@ class KeyOut(BaseModel):
     name: str
     hint: str = Field(description="Its last characters.")
     scopes: list[str]
+    rate: str | None
     user_id: UUID | None
     organization_id: UUID | None
     created_at: datetime
@@ -80,15 +91,39 @@ class NewKeyOut(KeyOut):
     key: str
 
 
+class Judged(BaseModel):
+    """What became of something that GitHub has found."""
+
+    token_hash: str = Field(description="SHA-256 of it, in base64.")
+    token_type: str
+    label: Literal["true_positive", "false_positive"]
+
+
 @declares("possession of the key")
 async def _possession() -> None: ...
 
 
-def api_keys_router(prefix: str) -> APIRouter:
-    """The routes of keys."""
-    router = APIRouter(prefix=prefix, tags=["auth"])
+@declares("signature of GitHub")
+async def _signature() -> None: ...
 
-    @router.post("", status_code=201)
+
+def api_keys_router(prefix: str, *, github_secret_scanning: bool = False) -> APIRouter:
+    """The routes of keys.
+
+    Args:
+        prefix: Where they are.
+        github_secret_scanning: Whether one of them takes the reports of GitHub.
+    """
+    router = APIRouter(prefix=prefix, tags=["auth"])
+    _add_management(router)
+    _add_leaks(router)
+    if github_secret_scanning:
+        _add_reports(router)
+    return router
+
+
+def _add_management(router: APIRouter) -> None:
+    @router.post("", status_code=201, responses={404: {}})
     async def create_key(
         body: KeyIn, request: Request, response: Response, user: LoggedIn, session: DbSession
     ) -> NewKeyOut:
@@ -99,10 +134,13 @@ def api_keys_router(prefix: str) -> APIRouter:
             ttl_seconds=body.expires_in_seconds,
             organization_id=body.organization_id,
             service=body.service,
+            rate=body.rate,
         )
-        return _shown(await shared(request, ApiKeys).create(session, user, wanted), response)
+        keys = shared(request, ApiKeys)
+        keys.check_rate(body.rate)
+        return _shown(await keys.create(session, user, wanted), response)
 
-    @router.get("")
+    @router.get("", responses={404: {}})
     async def list_keys(
         request: Request, user: LoggedIn, session: ReadSession, organization_id: UUID | None = None
     ) -> list[KeyOut]:
@@ -114,28 +152,52 @@ def api_keys_router(prefix: str) -> APIRouter:
             owner = keys_of_services(organization_id)
         return [KeyOut.model_validate(row) for row in await keys.list(session, owner)]
 
-    @router.post("/leaked", status_code=204, dependencies=[Depends(_possession)])
-    async def report_leaked(body: LeakedIn, request: Request) -> None:
-        """End a key that was found where it should not be. The answer is the same for one that is none."""
-        await shared(request, ApiKeys).revoke_leaked(body.key.get_secret_value())
-
-    @router.post("/{key_id}/rotate", status_code=201)
+    @router.post("/{key_id:uuid}/rotate", status_code=201)
     async def rotate_key(
         key_id: UUID, request: Request, response: Response, user: LoggedIn, session: DbSession,
         body: RotateIn | None = None,
     ) -> NewKeyOut:  # fmt: skip
         """Put a new key in the place of one, which stays good for a while."""
-        keys, overlap = shared(request, ApiKeys), (body or RotateIn()).overlap_seconds
+        keys, wanted = shared(request, ApiKeys), body or RotateIn()
+        keys.check_rate(wanted.rate)
         row = await keys.managed(session, user, key_id)
-        return _shown(await keys.rotate(session, user, row, overlap_seconds=overlap), response)
+        made = await keys.rotate(session, user, row, overlap_seconds=wanted.overlap_seconds, rate=wanted.rate)
+        return _shown(made, response)
 
-    @router.delete("/{key_id}", status_code=204)
+    @router.delete("/{key_id:uuid}", status_code=204)
     async def revoke_key(key_id: UUID, request: Request, user: LoggedIn, session: DbSession) -> None:
         """End a key."""
         keys = shared(request, ApiKeys)
         await keys.revoke(session, await keys.managed(session, user, key_id), reason="revoked")
 
-    return router
+
+def _add_leaks(router: APIRouter) -> None:
+    @router.post("/leaked", status_code=204, dependencies=[Depends(_possession)])
+    async def report_leaked(body: LeakedIn, request: Request) -> None:
+        """End a key that was found where it should not be. The answer is the same for one that is none."""
+        await shared(request, LeakedKeys).report(body.key.get_secret_value())
+
+
+def _add_reports(router: APIRouter) -> None:
+    @router.post("/leaked/github", dependencies=[Depends(_signature)])
+    async def report_from_github(
+        request: Request,
+        github_public_key_identifier: Annotated[str, Header()] = "",
+        github_public_key_signature: Annotated[str, Header()] = "",
+    ) -> list[Judged]:
+        """End the keys that GitHub has found in public code, as its secret scanning reports them."""
+        reports, leaks = shared(request, GithubReports), shared(request, LeakedKeys)
+        found = await reports.read(
+            await request.body(), key_id=github_public_key_identifier, signature=github_public_key_signature
+        )
+        return [
+            Judged(
+                token_hash=b64encode(sha256(match.token.encode("utf-8", "surrogatepass")).digest()).decode(),
+                token_type=match.kind,
+                label="true_positive" if await leaks.report(match.token, found_at=match.url) else "false_positive",
+            )
+            for match in found
+        ]
 
 
 def _shown(made: NewKey, response: Response) -> NewKeyOut:

@@ -11,8 +11,15 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from svc_infra.db import AsyncDatabase
-from svc_infra.errors import ConflictError, ForbiddenError, InvalidTokenError, NotFoundError, ValidationError
+from svc_infra.errors import (
+    ConfigurationError,
+    ConflictError,
+    ForbiddenError,
+    InvalidTokenError,
+    NotFoundError,
+    ValidationError,
+)
+from svc_infra.middleware.gcra import Rate
 from svc_infra.security.access import Policy
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
@@ -22,7 +29,7 @@ from svc_infra.security.keys.models import ApiKey
 from svc_infra.security.keys.uses import KeyUses
 from svc_infra.security.organizations import Organizations
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.types import Clock, SystemClock, new_id
 
 MAX_KEYS = 100
@@ -32,6 +39,7 @@ DEFAULT_TTL_SECONDS = 365 * 86400.0
 MAX_TTL_SECONDS = 5 * 365 * 86400.0
 DEFAULT_OVERLAP_SECONDS = 86400.0
 MAX_OVERLAP_SECONDS = 30 * 86400.0
+MAX_RATE_CHARACTERS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +52,7 @@ class KeyRequest:
         ttl_seconds: How long it is good for.
         organization_id: The only organization that it is good for.
         service: Whether it belongs to a service of that organization, and not to who makes it.
+        rate: How often it may be used, such as `100/minute`, instead of what its routes say.
     """
 
     name: str
@@ -51,6 +60,20 @@ class KeyRequest:
     ttl_seconds: float = DEFAULT_TTL_SECONDS
     organization_id: UUID | None = None
     service: bool = False
+    rate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedKey:
+    """A key that was shown, and is alive.
+
+    Attributes:
+        principal: Whom it stands for.
+        rate: How often it may be used; None for what its routes say.
+    """
+
+    principal: Principal
+    rate: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +88,6 @@ class ApiKeys:
     """The keys of one app.
 
     Args:
-        db: Where they are kept.
         live: Knows which of them are alive.
         uses: Where uses are noted.
         trail: Where it is recorded what happens to them.
@@ -73,12 +95,12 @@ class ApiKeys:
             anew when it is used.
         policy: What the roles permit.
         form: Draws them.
+        max_rate: The largest that who makes a key may give it; None when only the app itself gives keys a rate.
         clock: Where the time comes from.
     """
 
     def __init__(
         self,
-        db: AsyncDatabase,
         live: LiveKeys,
         uses: KeyUses,
         trail: AuditTrail,
@@ -86,18 +108,19 @@ class ApiKeys:
         policy: Policy,
         *,
         form: KeyForm | None = None,
+        max_rate: Rate | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._db = db
         self._live = live
         self._uses = uses
         self._trail = trail
         self._secrets = keys.derived("api-key")
         self._policy = policy
         self._form = form or KeyForm()
+        self._max_rate = max_rate
         self._clock = clock or SystemClock()
 
-    async def principal(self, key: str) -> Principal:
+    async def verify(self, key: str) -> VerifiedKey:
         """Who a key stands for, with at most one read.
 
         Raises:
@@ -111,7 +134,22 @@ class ApiKeys:
             raise _refused()
         is_old = not hmac.compare_digest(live.key_hash, hashes[0])
         self._uses.note(live.key_id, new_hash=hashes[0] if is_old else None)
-        return self._principal(live)
+        return VerifiedKey(self._principal(live), live.rate)
+
+    def check_rate(self, rate: str | None) -> None:
+        """Refuse a rate that somebody who makes a key may not give it; code of the app need not ask.
+
+        Raises:
+            ForbiddenError: Only the app itself gives keys a rate.
+            ValidationError: It is no rate, or larger than they may be.
+        """
+        if rate is None:
+            return
+        if self._max_rate is None:
+            raise ForbiddenError("How often a key may be used is up to the service: leave out the rate.")
+        most, asked = self._max_rate, _parsed(rate)
+        if asked.limit > most.limit or asked.limit * most.period_seconds > most.limit * asked.period_seconds:
+            raise _wrong("rate", f"A key may be used at most {most.limit} times in {most.period_seconds} seconds.")
 
     async def create(self, session: AsyncSession, maker: Principal, request: KeyRequest) -> NewKey:
         """Make a key in this unit of work.
@@ -132,6 +170,8 @@ class ApiKeys:
             raise ValidationError(f"A key needs a printable name, and at most {MAX_SCOPES} scopes.")
         if request.service and request.organization_id is None:
             raise _wrong("organization_id", "A service belongs to an organization: name it.")
+        if request.rate is not None:
+            _parsed(request.rate)
         permitted = await self._permitted(session, maker, request.organization_id, request.service)
         if beyond := [scope for scope in scopes if scope not in permitted]:
             raise _wrong("scopes", f"You may not do this yourself: {', '.join(beyond)}.")
@@ -142,12 +182,13 @@ class ApiKeys:
             organization_id=request.organization_id,
             name=request.name.strip(),
             scopes=scopes,
+            rate=request.rate,
             created_by=maker.id,
             created_at=now,
             expires_at=now + timedelta(seconds=min(request.ttl_seconds, MAX_TTL_SECONDS)),
         )
         made = await self._stored(session, row)
-        facts = {"name": row.name, "scopes": scopes, "expires_at": row.expires_at.isoformat()}
+        facts = {"name": row.name, "scopes": scopes, "rate": row.rate, "expires_at": row.expires_at.isoformat()}
         await self._record(session, "api_key.created", row, after=facts)
         return made
 
@@ -179,13 +220,26 @@ class ApiKeys:
         """
         await self._permitted(session, caller, organization_id, service=True)
 
-    async def rotate(self, session: AsyncSession, caller: Principal, row: ApiKey, *, overlap_seconds: float) -> NewKey:
+    async def rotate(
+        self, session: AsyncSession, caller: Principal, row: ApiKey, *, overlap_seconds: float, rate: str | None = None
+    ) -> NewKey:
         """Put a new key in the place of one, which ends after the overlap; of many at once, one succeeds.
+
+        Args:
+            session: The unit of work.
+            caller: Who is logged in.
+            row: The key that is replaced.
+            overlap_seconds: How long both are good.
+            rate: How often the new one may be used; None for as often as the old one.
 
         Raises:
             ConflictError: It has ended, or was replaced before.
             ForbiddenError: It has scopes beyond what the caller may do.
+            ValidationError: The rate is none.
         """
+        rate = row.rate if rate is None else rate
+        if rate is not None:
+            _parsed(rate)
         permitted = await self._permitted(session, caller, row.organization_id, row.user_id is None)
         if not permitted.issuperset(row.scopes):
             raise ForbiddenError("This key has scopes that you do not hold: make a new one.")
@@ -201,15 +255,15 @@ class ApiKeys:
             organization_id=row.organization_id,
             name=row.name,
             scopes=list(row.scopes),
+            rate=rate,
             created_by=caller.id,
             created_at=now,
             expires_at=now + (row.expires_at - row.created_at),
         )
         made = await self._stored(session, successor)
         self._live.forget(session, row.owner_id)
-        await self._record(
-            session, "api_key.rotated", row, after={"successor": str(successor.id), "ends_at": str(ends)}
-        )
+        facts = {"successor": str(successor.id), "rate": rate, "ends_at": str(ends)}
+        await self._record(session, "api_key.rotated", row, after=facts)
         return made
 
     async def revoke(self, session: AsyncSession, row: ApiKey, *, reason: str) -> bool:
@@ -227,17 +281,11 @@ class ApiKeys:
         await self._record(session, "api_key.revoked", row, after={"reason": reason[:64]})
         return True
 
-    async def revoke_leaked(self, key: str) -> bool:
-        """End a key that was found where it should not be, in a unit of work of its own: who has it may end it.
-
-        Returns:
-            Whether there was one.
-        """
+    async def find(self, session: AsyncSession, key: str) -> ApiKey | None:
+        """What is stored of a key, which may have ended."""
         if not is_key(key):
-            return False
-        async with self._db.session() as session:
-            row = await session.scalar(select(ApiKey).where(ApiKey.key_hash.in_(self._hashes(key))))
-            return row is not None and await self.revoke(session, row, reason="leaked")
+            return None
+        return await session.scalar(select(ApiKey).where(ApiKey.key_hash.in_(self._hashes(key))))
 
     async def _stored(self, session: AsyncSession, row: ApiKey) -> NewKey:
         owner = keys_of_user(row.user_id) if row.user_id else keys_of_services(row.organization_id)
@@ -301,6 +349,13 @@ def keys_of_user(user_id: UUID | None) -> ColumnElement[bool]:
 def keys_of_services(organization_id: UUID | None) -> ColumnElement[bool]:
     """The keys of an organization's services."""
     return and_(ApiKey.organization_id == organization_id, ApiKey.user_id.is_(None))
+
+
+def _parsed(rate: str) -> Rate:
+    try:
+        return Rate.parse(rate if len(rate) <= MAX_RATE_CHARACTERS else "")
+    except ConfigurationError:
+        raise _wrong("rate", "This is no rate: write it like 100/minute or 1000/15 minutes.") from None
 
 
 def _refused() -> InvalidTokenError:

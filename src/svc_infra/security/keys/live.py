@@ -1,8 +1,6 @@
-"""Which keys are alive, remembered for as long as nothing about them or their owners changes.
+"""Which keys are alive, remembered for as long as nothing about them, their owners or the owners' memberships changes.
 
-As with logins, what was read is kept in the app's cache and forgotten by every process right after the commit of a
-transaction that changes a key, its owner or the owner's membership through the ORM. A key names its owner by a mark, so
-that all keys of an owner are forgotten at once.
+A key names its owner by a mark, so that all keys of an owner are forgotten at once.
 """
 
 from __future__ import annotations
@@ -10,26 +8,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
 import sqlalchemy.orm
 from sqlalchemy import Connection, Select, Table, and_, event, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ORMExecuteState, object_session
 
-from svc_infra.cache import Cache, cached
-from svc_infra.db import AsyncDatabase, after_commit
-from svc_infra.db.unit_of_work import UnitOfWork
+from svc_infra.cache import Cache
+from svc_infra.db import AsyncDatabase
 from svc_infra.security.keys.form import owner_mark
 from svc_infra.security.keys.models import ApiKey
 from svc_infra.security.models import HasAccount, Membership, Organization
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED
+from svc_infra.security.remembered import Remembered, forget_changes
 from svc_infra.types import Clock, SystemClock
-from svc_infra.wiring import current_wiring
-
-_EVERY_KEY = "auth:keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +31,7 @@ class LiveKey:
     Attributes:
         user_id: None for a service's.
         membership_role: The user's role in the organization that the key is bound to.
+        rate: How often it may be used; None for what its routes say.
     """
 
     key_id: UUID
@@ -49,10 +42,11 @@ class LiveKey:
     roles: tuple[str, ...]
     membership_role: str | None
     scopes: tuple[str, ...]
+    rate: str | None
     expires_at: datetime
 
 
-class LiveKeys:
+class LiveKeys(Remembered[LiveKey]):
     """Finds keys that are alive, by one indexed read, or none.
 
     Args:
@@ -63,6 +57,8 @@ class LiveKeys:
         clock: Where the time comes from.
     """
 
+    everything = "auth:keys"
+
     def __init__(
         self,
         db: AsyncDatabase,
@@ -72,34 +68,19 @@ class LiveKeys:
         ttl_seconds: float = 30.0,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(_reader(self._read), LiveKey, tags=_tags, cache=cache, ttl_seconds=ttl_seconds, clock=clock)
         self._db = db
         self._user = user_model
-        self._cache = cache
-        self._clock = clock or SystemClock()
-        self._find: Callable[[str, tuple[str, ...]], Awaitable[LiveKey | None]] = self._read
-        if cache is not None:
-            self._find = cached(
-                ttl_seconds, cache=cache, tags=_tags, by_tenant=False, negative_ttl=0, early=0.0, kind=LiveKey | None
-            )(_reader(self._read))
 
     async def find(self, mark: str, hashes: tuple[str, ...]) -> LiveKey | None:
         """The key with one of these hashes, if it and its owner are alive now."""
-        cache = self._cache
-        hears = cache is not None and (not cache.is_shared or cache.is_coherent)
-        live = await (self._find if hears else self._read)(mark, hashes)
-        return live if live is not None and live.expires_at > self._clock.now() else None
+        return await self.found(mark, hashes)
 
-    def now(self) -> datetime:
-        """The time of the app's clock."""
-        return self._clock.now()
+    def forget(self, session: AsyncSession | sqlalchemy.orm.Session, owner_id: UUID) -> None:
+        """Forget the keys of an owner, once this unit of work is committed."""
+        self.forget_tag(session, _tag_of(owner_id))
 
-    def forget(self, session: AsyncSession | sqlalchemy.orm.Session, owner_id: UUID | None = None) -> None:
-        """Forget the keys of an owner, or all, once this unit of work is committed."""
-        if self._cache is not None:
-            tag = _EVERY_KEY if owner_id is None else _tag(owner_mark(owner_id))
-            after_commit(session, partial(self._cache.invalidate_tags, tag))
-
-    async def _read(self, mark: str, hashes: tuple[str, ...]) -> LiveKey | None:
+    async def _read(self, hashes: tuple[str, ...]) -> LiveKey | None:
         async with self._db.session(read_only=True) as session:
             row = (await session.execute(self._wanted(hashes))).one_or_none()
         if row is None:
@@ -113,6 +94,7 @@ class LiveKeys:
             roles=tuple(row.roles or ()),
             membership_role=row.role,
             scopes=tuple(row.scopes),
+            rate=row.rate,
             expires_at=row.expires_at,
         )
 
@@ -122,70 +104,57 @@ class LiveKeys:
         return (
             select(
                 key.id, key.key_hash, key.user_id, key.organization_id,
-                user.email, user.roles, Membership.role, key.scopes, key.expires_at,
+                user.email, user.roles, Membership.role, key.scopes, key.rate, key.expires_at,
             )
             .outerjoin(user, user.id == key.user_id)
             .outerjoin(Membership, belongs)
             .where(
                 key.key_hash.in_(hashes),
                 key.revoked_at.is_(None),
-                key.expires_at > self._clock.now(),
+                key.expires_at > self.now(),
                 or_(key.user_id.is_(None), user.is_active),
                 or_(key.user_id.is_(None), key.organization_id.is_(None), Membership.id.is_not(None)),
             )
         )  # fmt: skip
 
 
-def _reader(read: Callable[[str, tuple[str, ...]], Awaitable[LiveKey | None]]) -> Callable[[str, tuple[str, ...]], Any]:
-    """A function of its own for each app: what is cached is named by the function."""
-
+def _reader(
+    read: Callable[[tuple[str, ...]], Awaitable[LiveKey | None]],
+) -> Callable[[str, tuple[str, ...]], Awaitable[LiveKey | None]]:
     async def live_key(mark: str, hashes: tuple[str, ...]) -> LiveKey | None:
-        return await read(mark, hashes)
+        return await read(hashes)
 
     return live_key
 
 
 def _tag(mark: str) -> str:
-    return f"auth:keys:{mark}"
+    return f"{LiveKeys.everything}:{mark}"
+
+
+def _tag_of(owner_id: UUID) -> str:
+    return _tag(owner_mark(owner_id))
 
 
 def _tags(mark: str, hashes: tuple[str, ...]) -> list[str]:
-    return [_tag(mark), _EVERY_KEY]
+    return [_tag(mark), LiveKeys.everything]
 
 
-def _here() -> LiveKeys | None:
-    wiring = current_wiring()
-    return wiring.get(LiveKeys) if wiring is not None and wiring.has(LiveKeys) else None
-
-
-def _changed(mapper: Any, connection: Any, row: Any) -> None:
-    """Forget the keys of the owner whose key, account, membership or organization this is."""
-    live, session = _here(), object_session(row)
-    if live is not None and session is not None:
-        owner_id = row.user_id if isinstance(row, Membership) else row.owner_id if isinstance(row, ApiKey) else row.id
-        live.forget(session, owner_id)
-
-
-for _kind in (HasAccount, Membership, Organization, ApiKey):
-    for _what in ("after_update", "after_delete"):
-        event.listen(_kind, _what, _changed, propagate=True)
+forget_changes(
+    LiveKeys,
+    {
+        HasAccount: lambda account: _tag_of(account.id),
+        Organization: lambda organization: _tag_of(organization.id),
+        Membership: lambda membership: _tag_of(membership.user_id),
+        ApiKey: lambda key: _tag_of(key.owner_id),
+    },
+)
 
 
 @event.listens_for(Membership, "after_delete")
 def _left(mapper: Any, connection: Connection, membership: Membership) -> None:
     """End the keys of who leaves an organization for it: they would live again with another membership."""
-    keys, live = cast(Table, ApiKey.__table__), _here()
+    keys, live = cast(Table, ApiKey.__table__), LiveKeys.here()
     now = live.now() if live is not None else SystemClock().now()
     owned = (keys.c.user_id == membership.user_id, keys.c.organization_id == membership.organization_id)
     ended = update(keys).where(*owned, keys.c.revoked_at.is_(None))
     connection.execute(ended.values(revoked_at=now, revoke_reason="left"))
-
-
-@event.listens_for(UnitOfWork.sync_session_class, "do_orm_execute")
-def _many_changed(state: ORMExecuteState) -> None:
-    if not (state.is_update or state.is_delete) or state.bind_mapper is None:
-        return
-    kinds = HasAccount | Membership | Organization | ApiKey
-    says_what = state.execution_options.keys() & SAYS_WHAT_CHANGED
-    if issubclass(state.bind_mapper.class_, kinds) and not says_what and (live := _here()) is not None:
-        live.forget(state.session)

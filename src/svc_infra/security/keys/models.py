@@ -22,6 +22,7 @@ class ApiKey(HasId, Base):
         hint: Its last characters, to tell keys apart.
         key_hash: HMAC-SHA256 of the key, in hex.
         scopes: What it is limited to; the owner's permissions limit it further whenever it is used.
+        rate: How often it may be used, such as `100/minute`, in place of what its routes say; None for that.
         created_by: Who made it.
         replaced_at: Once set, another key has taken its place, and this one ends soon.
         last_used_at: To the minute.
@@ -38,6 +39,7 @@ class ApiKey(HasId, Base):
     hint: Mapped[str] = mapped_column(String(8))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[Any] = mapped_column(Json)
+    rate: Mapped[str | None] = mapped_column(String(64))
     created_by: Mapped[UUID]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -2,8 +2,8 @@
 
 - `providers`: Google, Microsoft, LinkedIn, GitHub, any issuer · `discovery`: what a provider says about itself
 - `client`: sends browsers there and learns who came back · `id_token`: what is believed of that
-- `flow`: logins under way, each bound to its browser · `link`: which accounts belong to whom
-- `login`: all of it in order · `models`: the tables · `http`: the `/oauth` routes · `add`: `add_oauth`
+- `flow`: logins under way, each bound to its browser · `link`: which accounts belong to whom · `offers`: links by mail
+- `login`: all of it in order · `models`: the tables · `http`: the `/oauth` routes, `page` · `add`: `add_oauth`
 """
 
 from svc_infra.security.oauth.client import ProviderTokens

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import ConfigurationError
 from svc_infra.http import HttpClient
-from svc_infra.security.accounts import Accounts
+from svc_infra.security.accounts import Accounts, MailQueue
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.cookies import Cookies
 from svc_infra.security.oauth.client import ProviderClient
@@ -18,6 +18,7 @@ from svc_infra.security.oauth.flow import Flows
 from svc_infra.security.oauth.http import oauth_router
 from svc_infra.security.oauth.link import OAuthIdentities
 from svc_infra.security.oauth.login import OAuthLogin
+from svc_infra.security.oauth.offers import LinkOffers
 from svc_infra.security.oauth.providers import OAuthProvider
 from svc_infra.security.organizations import UserModel
 from svc_infra.security.sessions import LiveSessions, Sessions
@@ -61,6 +62,8 @@ async def _running(wiring: Wiring, providers: Sequence[OAuthProvider]) -> AsyncI
     _check_redirect_url(settings.oauth_redirect_url, is_trusted=trusted)
     clock = wiring.get(Clock) if wiring.has(Clock) else SystemClock()
     db = wiring.get(AsyncDatabase)
+    ttl_seconds, cookies = settings.oauth_ttl_seconds, wiring.get(Cookies)
+    flows = Flows(db, cookies, ttl_seconds=ttl_seconds, clock=clock)
     identities = OAuthIdentities(
         db,
         wiring.get(UserModel).kind,
@@ -68,10 +71,11 @@ async def _running(wiring: Wiring, providers: Sequence[OAuthProvider]) -> AsyncI
         wiring.get(Sessions),
         wiring.get(LiveSessions),
         wiring.get(AuditTrail),
+        LinkOffers(cookies, flows, ttl_seconds=ttl_seconds),
+        wiring.get(MailQueue),
         keep_tokens=frozenset(provider.name for provider in providers if provider.keep_tokens),
         clock=clock,
     )
-    flows = Flows(db, wiring.get(Cookies), ttl_seconds=settings.oauth_ttl_seconds, clock=clock)
     clients = {provider.name: _client(wiring, provider, clock) for provider in providers}
     wiring.provide(OAuthIdentities, identities)
     wiring.provide(

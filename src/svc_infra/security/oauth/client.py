@@ -22,6 +22,7 @@ from svc_infra.types import Clock
 
 MAX_TOKEN_CHARACTERS = 16 * 1024
 MAX_TOKEN_SECONDS = 366 * 86400.0
+_CANCELLED = frozenset({"access_denied", "user_cancelled_login", "user_cancelled_authorize"})  # RFC 6749; LinkedIn
 _CODE_OF_AN_ERROR = re.compile(r"[a-z_]{1,64}")
 
 
@@ -118,7 +119,7 @@ class ProviderClient:
         required = (await self._discovery.endpoints()).names_issuer
         if (issuer is None and required) or (issuer is not None and not self._may_be_named(issuer)):
             raise BadRequestError(f"This answer is not from {name}: start the login again.")
-        if error == "access_denied":
+        if error in _CANCELLED:
             raise ForbiddenError(f"The login with {name} was cancelled.")
         if error is not None or not code:
             known = error if error is not None and _CODE_OF_AN_ERROR.fullmatch(error) else "no code"

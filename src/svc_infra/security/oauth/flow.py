@@ -111,16 +111,25 @@ class Flows:
         flow = self._opened(_cookie_name(state), cookies)
         if flow is None or not hmac.compare_digest(flow.state.encode(), state.encode("utf-8", "replace")):
             raise _unknown()
+        if not await self.spend(state):
+            raise _unknown()
+        return flow
+
+    def began_in(self, state_hash: str, cookies: Mapping[str, str]) -> bool:
+        """Whether this browser has begun the login with this state, a moment ago."""
+        flow = self._opened(_cookie_name_of(state_hash), cookies)
+        return flow is not None and hmac.compare_digest(hashed_state(flow.state), state_hash)
+
+    async def spend(self, state: str) -> bool:
+        """Use a state up, in a unit of work of its own; False when it was before."""
         now = self._clock.now()
         async with self._db.session() as session:
             old = select(SpentState.state_hash).where(SpentState.expires_at < now).limit(_PURGED_AT_ONCE)
             old = old.with_for_update(skip_locked=True)
             await session.execute(delete(SpentState).where(SpentState.state_hash.in_(old)))
-            spent = {"state_hash": _hashed(state), "expires_at": now + timedelta(seconds=self._ttl_seconds)}
+            spent = {"state_hash": hashed_state(state), "expires_at": now + timedelta(seconds=self._ttl_seconds)}
             first = insert(SpentState).values(spent).on_conflict_do_nothing().returning(SpentState.state_hash)
-            if await session.scalar(first) is None:
-                raise _unknown()
-        return flow
+            return await session.scalar(first) is not None
 
     def _opened(self, name: str, cookies: Mapping[str, str]) -> Flow | None:
         text = self._cookies.open(name, cookies.get(name, ""))
@@ -151,10 +160,15 @@ def _origin(url: str) -> str:
 
 
 def _cookie_name(state: str) -> str:
-    return f"{COOKIE_PREFIX}{_hashed(state)[:16]}"
+    return _cookie_name_of(hashed_state(state))
 
 
-def _hashed(state: str) -> str:
+def _cookie_name_of(state_hash: str) -> str:
+    return f"{COOKIE_PREFIX}{state_hash[:16]}"
+
+
+def hashed_state(state: str) -> str:
+    """What is stored of a state."""
     return sha256(state.encode("utf-8", "replace")).hexdigest()
 
 

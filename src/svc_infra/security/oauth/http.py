@@ -1,20 +1,38 @@
 """The `/oauth` routes."""
 
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
-from svc_infra.errors import BadRequestError, ForbiddenError
-from svc_infra.security.accounts.http import Body, Tokens, device_of, given, given_as_cookies, set_cookie
+from svc_infra.errors import BadRequestError, ForbiddenError, SvcInfraError, ValidationError
+from svc_infra.obs import context
+from svc_infra.security.access import declares
+from svc_infra.security.access.http import public
+from svc_infra.security.accounts.http import (
+    SECOND_STEP,
+    answered,
+    bound_to_browser,
+    device_of,
+    given_as_cookies,
+    set_cookie,
+)
+from svc_infra.security.accounts.schemas import Body, Tokens
 from svc_infra.security.http import Identity, shared
 from svc_infra.security.oauth.flow import MAX_NEXT_CHARACTERS, MAX_STATE_CHARACTERS
 from svc_infra.security.oauth.link import OAuthIdentities
-from svc_infra.security.oauth.login import Begun, OAuthLogin
+from svc_infra.security.oauth.login import Begun, Ended, OAuthLogin
+from svc_infra.security.oauth.offers import MAX_OFFER_CHARACTERS
+from svc_infra.security.oauth.page import error_page
+from svc_infra.security.sessions import Device, TokenPair
 from svc_infra.wiring import wiring_of
 
 MAX_CODE_CHARACTERS = 4096
@@ -39,6 +57,12 @@ class LinkBody(Body):
     next: Next = "/"
 
 
+class OfferBody(Body):
+    """What the mailed link carries behind the `#`."""
+
+    token: Annotated[SecretStr, Field(min_length=1, max_length=MAX_OFFER_CHARACTERS)]
+
+
 class Linked(BaseModel):
     """Who the account is elsewhere."""
 
@@ -51,16 +75,45 @@ class Linked(BaseModel):
     last_login_at: datetime | None
 
 
+class PersonRoute(APIRoute):
+    """A route that a person's browser goes to: a refusal is shown there as a page, and to others as a problem."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function that answers a request."""
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (SvcInfraError, RequestValidationError) as error:
+                if not _is_browser(request):
+                    raise
+                malformed = ValidationError("This address is not complete: start the login again.")
+                refusal = error if isinstance(error, SvcInfraError) else malformed
+                page = error_page(refusal, context.current().request_id)
+                return _private(HTMLResponse(page, refusal.status, refusal.headers))
+
+        return answer
+
+
+@declares("mailed link in the browser of the login")
+async def _possession() -> None: ...
+
+
 def oauth_router(prefix: str) -> APIRouter:
     """The routes of logins with providers.
 
     Args:
         prefix: Where they are.
     """
-    router = APIRouter(prefix=prefix, tags=["auth"])
-    _add_logins(router, prefix)
+    router = APIRouter(tags=["auth"])
+    browsed = APIRouter(tags=["auth"], route_class=PersonRoute, dependencies=[public()])
+    _add_logins(browsed, prefix)
     _add_identities(router, prefix)
-    return router
+    whole = APIRouter(prefix=prefix)
+    whole.include_router(browsed)
+    whole.include_router(router)
+    return whole
 
 
 def _add_logins(router: APIRouter, prefix: str) -> None:
@@ -69,7 +122,7 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         """The names of the providers that one can log in with."""
         return shared(request, OAuthLogin).providers
 
-    @router.get("/authorize", response_model=Started, responses={303: {"description": "To the provider."}})
+    @router.get("/authorize", response_model=Started, responses={303: {"description": "To the provider."}, 404: {}})
     async def authorize(
         request: Request,
         provider: Provider,
@@ -84,7 +137,9 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         return _with_cookie(JSONResponse(_started(begun).model_dump()), begun, request)
 
     @router.get(
-        "/callback", response_model=Tokens, responses={303: {"description": "To the page that the login began with."}}
+        "/callback",
+        response_model=Tokens,
+        responses=SECOND_STEP | {303: {"description": "To the page that the login began with."}},
     )
     async def callback(
         request: Request,
@@ -97,16 +152,11 @@ def _add_logins(router: APIRouter, prefix: str) -> None:
         for name in ("state", "code", "error", "iss"):
             if len(request.query_params.getlist(name)) > 1:  # RFC 6749, 3.1
                 raise BadRequestError(f"The parameter {name} was sent more than once.")
+        device = device_of(request, keeps_cookies=_is_browser(request))
         ended = await shared(request, OAuthLogin).end(
-            state=state, code=code, error=error, issuer=iss, cookies=request.cookies, device=device_of(request)
+            state=state, code=code, error=error, issuer=iss, cookies=request.cookies, device=device
         )
-        response: Response = RedirectResponse(ended.flow.next, 303)
-        if ended.pair is not None and _is_browser(request):
-            given_as_cookies(ended.pair, request, response)
-        elif ended.pair is not None:
-            response = JSONResponse(given(ended.pair, response).model_dump())
-        elif not _is_browser(request):
-            response = Response(status_code=204)
+        response = _ended(ended, request, device)
         set_cookie(response, ended.flow.cookie_name, "", 0, "lax")
         return _private(response)
 
@@ -117,12 +167,12 @@ def _add_identities(router: APIRouter, prefix: str) -> None:
         """Who the account is elsewhere."""
         return [Linked.model_validate(one) for one in await _identities(request).list(session, user.id)]
 
-    @router.post("/identities", response_model=Started)
+    @router.post("/identities", response_model=Started, responses={404: {}})
     async def link(body: LinkBody, request: Request, user: Identity, session: ReadSession) -> Response:
         """Begin to link an identity to the account that is logged in; the login must be a fresh one."""
         if user.session_id is None:
             raise ForbiddenError("Only a login can do this.")
-        await _identities(request).fresh_owner(session, user.id, user.session_id)
+        await _identities(request).fresh_owner(session, user.id, user.session_id, lock=False)
         begun = await shared(request, OAuthLogin).begin(
             body.provider,
             redirect_uri=_redirect_uri(request, prefix),
@@ -132,10 +182,32 @@ def _add_identities(router: APIRouter, prefix: str) -> None:
         )
         return _with_cookie(JSONResponse(_started(begun).model_dump()), begun, request)
 
-    @router.delete("/identities/{identity_id}", status_code=204)
+    @router.post("/identities/offered", status_code=204, dependencies=[Depends(_possession)])
+    async def take_offer(body: OfferBody, request: Request) -> None:
+        """Link the identity that this browser has proven to the account that was mailed this link."""
+        await _identities(request).take_offer(body.token.get_secret_value(), request.cookies)
+
+    @router.delete("/identities/{identity_id:uuid}", status_code=204)
     async def unlink(identity_id: UUID, request: Request, user: Identity, session: DbSession) -> None:
         """Take an identity from the account that is logged in, freshly, unless there is no other way to log in."""
         await _identities(request).unlink(session, user.id, user.session_id, identity_id)
+
+
+def _ended(ended: Ended, request: Request, device: Device) -> Response:
+    there = RedirectResponse(ended.flow.next, 303)
+    outcome = ended.outcome
+    if outcome is None:
+        return there if device.keeps_cookies else Response(status_code=204)
+    if not device.keeps_cookies:
+        answer = answered(outcome, request, there, device=device)
+        return answer if isinstance(answer, Response) else JSONResponse(answer.model_dump())
+    if isinstance(outcome, TokenPair):
+        given_as_cookies(outcome, request, there)
+        return there
+    # Behind the `#`, where neither a server's log nor another page sees it.
+    asked = {"mfa_token": outcome.token, "methods": ",".join(outcome.methods), "next": ended.flow.next}
+    page = wiring_of(request.app).settings.mfa.page_url
+    return bound_to_browser(RedirectResponse(f"{page}#{urlencode(asked)}", 303), outcome)
 
 
 def _is_browser(request: Request) -> bool:

@@ -11,7 +11,7 @@ from svc_infra.obs.metrics import metrics
 from svc_infra.security.oauth.client import ProviderClient
 from svc_infra.security.oauth.flow import Flow, Flows, checked_next
 from svc_infra.security.oauth.link import OAuthIdentities
-from svc_infra.security.sessions import Device, TokenPair
+from svc_infra.security.sessions import Device, SecondStep, TokenPair
 from svc_infra.types import Clock
 
 
@@ -38,11 +38,11 @@ class Ended:
 
     Attributes:
         flow: What was under way.
-        pair: The login's tokens; None after a link.
+        outcome: The login's tokens, or its second step; None after a link.
     """
 
     flow: Flow
-    pair: TokenPair | None
+    outcome: TokenPair | SecondStep | None
 
 
 class OAuthLogin:
@@ -151,7 +151,7 @@ class OAuthLogin:
             if linked is not None:
                 await self._identities.link(proven, *linked)
                 return Ended(flow, None)
-            return Ended(flow, await self._identities.log_in(proven, device))
+            return Ended(flow, await self._identities.log_in(proven, device, state=flow.state))
         except SvcInfraError as refusal:
             await self._identities.refused(flow.provider, refusal.detail, linked[0] if linked is not None else None)
             raise

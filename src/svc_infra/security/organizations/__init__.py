@@ -5,10 +5,11 @@
 - `models`: the tables · `http`: the `/orgs` routes · `add`: `add_organizations`
 """
 
+from svc_infra.security.models import OrganizationRole
 from svc_infra.security.organizations.invitations import Invitations
 from svc_infra.security.organizations.members import Members
 from svc_infra.security.organizations.models import Invitation, Team, TeamMember
-from svc_infra.security.organizations.organizations import Belonging, OrganizationRole, Organizations, UserModel
+from svc_infra.security.organizations.organizations import Belonging, Organizations, UserModel
 from svc_infra.security.organizations.teams import Teams
 
 __all__ = [

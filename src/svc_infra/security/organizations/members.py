@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from svc_infra.errors import ConflictError, ForbiddenError, NotFoundError, ValidationError
+from svc_infra.errors import ForbiddenError, NotFoundError, ValidationError
 from svc_infra.security.access import Policy
 from svc_infra.security.audit import record
-from svc_infra.security.models import HasAccount, Membership, Organization, User
+from svc_infra.security.models import HasAccount, Membership, OrganizationRole, User
 from svc_infra.security.organizations.models import Invitation, Team, TeamMember
-from svc_infra.security.organizations.organizations import OrganizationRole
+from svc_infra.security.ownership import check_owner_stays, lock_organization
 from svc_infra.types import Clock, SystemClock
 
 MAX_LISTED = 1000
@@ -72,7 +72,7 @@ class Members:
         self._check_not_above(actor.role, member.role)
         if role == member.role:
             return
-        await self._check_owner_stays(session, member)
+        await check_owner_stays(session, member)
         before, member.role = member.role, role
         await self._end_invitations(session, member)
         await self._record(session, "membership.role_changed", member, before={"role": before}, after={"role": role})
@@ -87,7 +87,7 @@ class Members:
         """
         actor, member = await self._locked(session, organization_id, actor_id, user_id)
         self._check_not_above(actor.role, member.role)
-        await self._check_owner_stays(session, member)
+        await check_owner_stays(session, member)
         teams = select(Team.id).where(Team.organization_id == organization_id)
         await session.execute(delete(TeamMember).where(TeamMember.user_id == user_id, TeamMember.team_id.in_(teams)))
         await self._end_invitations(session, member)
@@ -115,8 +115,7 @@ class Members:
         self, session: AsyncSession, organization_id: UUID, *user_ids: UUID
     ) -> tuple[Membership, Membership]:
         """The memberships of the actor and the member, once no other change of members is under way."""
-        lock = select(Organization.id).where(Organization.id == organization_id).with_for_update()
-        await session.execute(lock)
+        await lock_organization(session, organization_id)
         wanted = select(Membership).where(Membership.organization_id == organization_id)
         rows = await session.scalars(
             wanted.where(Membership.user_id.in_(user_ids)), execution_options={"populate_existing": True}
@@ -128,18 +127,6 @@ class Members:
         if user_id not in found:
             raise NotFoundError("Member", user_id)
         return found[actor_id], found[user_id]
-
-    async def _check_owner_stays(self, session: AsyncSession, member: Membership) -> None:
-        if member.role != OrganizationRole.OWNER:
-            return
-        others = select(func.count()).select_from(Membership)
-        others = others.where(
-            Membership.organization_id == member.organization_id,
-            Membership.role == OrganizationRole.OWNER,
-            Membership.id != member.id,
-        )
-        if not await session.scalar(others):
-            raise ConflictError("This is the last owner: make another member an owner first.")
 
     async def _end_invitations(self, session: AsyncSession, member: Membership) -> None:
         """What somebody has offered ends with the right to offer it."""

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from secrets import token_hex
 from typing import NamedTuple
 from uuid import UUID
@@ -18,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ConflictError, NotFoundError, ValidationError
 from svc_infra.security.audit import record
-from svc_infra.security.models import HasAccount, Membership, Organization, User
+from svc_infra.security.models import HasAccount, Membership, Organization, OrganizationRole, User
 from svc_infra.types import new_id
 from svc_infra.wiring import current_wiring
 
@@ -28,14 +27,6 @@ MAX_LISTED = 100
 """Organizations given in one list."""
 
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
-class OrganizationRole(StrEnum):
-    """What a member may do in an organization; an application may store names of its own beside these."""
-
-    OWNER = "owner"
-    ADMIN = "admin"
-    MEMBER = "member"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ import hmac
 import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from secrets import token_urlsafe
@@ -35,9 +34,13 @@ from svc_infra.errors import InvalidTokenError, TokenExpiredError
 from svc_infra.security.access.policy import Policy
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
+from svc_infra.security.methods import combined
 from svc_infra.security.models import HasAccount, RefreshToken, Session, User
 from svc_infra.security.principal import Principal
-from svc_infra.security.sessions.live import SAYS_WHAT_CHANGED, LiveSessions
+from svc_infra.security.remembered import SAYS_WHAT_CHANGED
+from svc_infra.security.sessions.device import Device, Ended, OnEnd, Renewed, TokenPair
+from svc_infra.security.sessions.live import LiveSessions
+from svc_infra.security.sessions.second_step import SecondFactors, SecondStep
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
 
@@ -46,25 +49,6 @@ MAX_LISTED = 100
 """Logins given in one list."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where a login comes from; empty where unknown."""
-
-    user_agent: str = ""
-    ip: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPair:
-    """What a client needs to stay logged in."""
-
-    access_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
-    expires_in_seconds: int
-    session_id: UUID
-    session_ends_in_seconds: int
 
 
 class Sessions:
@@ -77,8 +61,10 @@ class Sessions:
         tokens: Makes and verifies the access tokens.
         keys: Where the keys for refresh tokens and address hashes come from.
         policy: What the roles permit.
+        second_factors: Knows whose login needs a second factor; None where nobody's does.
         user_model: Whose they are.
         ttl_seconds: How long a login lasts, however often it is refreshed.
+        idle_seconds: How long one lasts that is not refreshed; None for as long as any.
         grace_seconds: How long the previous refresh token still gives its successor; 0 for not at all.
         clock: Where the time comes from.
     """
@@ -92,8 +78,10 @@ class Sessions:
         keys: KeyRing,
         policy: Policy,
         *,
+        second_factors: SecondFactors | None = None,
         user_model: type[HasAccount] = User,
         ttl_seconds: float,
+        idle_seconds: float | None = None,
         grace_seconds: float,
         clock: Clock | None = None,
     ) -> None:
@@ -101,32 +89,60 @@ class Sessions:
         self._live = live
         self._trail = trail
         self._tokens = tokens
+        self._second_factors = second_factors
         self._user = user_model
         self._policy = policy
         self._successor_keys = keys.derived("refresh-token")
         self._ip_key = keys.derived("ip-hash")[0]
         self._ttl = timedelta(seconds=ttl_seconds)
+        self._idle = timedelta(seconds=min(idle_seconds or ttl_seconds, ttl_seconds))
         self._grace = timedelta(seconds=grace_seconds)
         self._clock = clock or SystemClock()
+        self._on_end: list[OnEnd] = []
 
-    async def open(self, session: AsyncSession, user_id: UUID, device: Device) -> TokenPair:
-        """Begin a login in this unit of work. The caller has verified who it is for."""
+    def on_end(self, callback: OnEnd) -> None:
+        """Have this called in each unit of work that ends logins, for what ends with them."""
+        self._on_end.append(callback)
+
+    async def admit(
+        self, session: AsyncSession, user_id: UUID, device: Device, *, methods: Sequence[str]
+    ) -> TokenPair | SecondStep:
+        """Begin a login in this unit of work, or its second step where one factor is not enough.
+
+        Args:
+            session: The unit of work.
+            user_id: Who has proven the first factor.
+            device: Where the login comes from.
+            methods: What was proven, in the words of `svc_infra.security.methods`.
+        """
+        if self._second_factors is not None:
+            step = await self._second_factors.ask(session, user_id, device, methods=methods)
+            if step is not None:
+                return step
+        return await self.open(session, user_id, device, methods=methods)
+
+    async def open(
+        self, session: AsyncSession, user_id: UUID, device: Device, *, methods: Sequence[str] = ()
+    ) -> TokenPair:
+        """Begin a login in this unit of work. The caller has verified who it is for, by every factor that it needs."""
         now = self._clock.now()
         login = Session(
             id=new_id(),
             user_id=user_id,
             user_agent=device.user_agent[:256],
             ip_hash=hmac.digest(self._ip_key, device.ip.encode(), "sha256").hex() if device.ip else "",
+            methods=" ".join(combined(methods)),
+            authenticated_at=now,
             created_at=now,
             last_seen_at=now,
             expires_at=now + self._ttl,
         )
         session.add(login)
         await session.flush()
-        where = {"user_id": str(user_id), "user_agent": login.user_agent}
+        where = {"user_id": str(user_id), "user_agent": login.user_agent, "methods": login.methods}
         await self._trail.record(session, "session.opened", target=f"session:{login.id}", after=where)
         refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
-        session.add(_row(new_id(), refresh_token, login, now))
+        session.add(_row(new_id(), refresh_token, login, now, self._idle))
         return self._pair(login, refresh_token)
 
     async def refresh(self, refresh_token: str) -> TokenPair:
@@ -153,14 +169,52 @@ class Sessions:
         live = await self._live.find(claims.session_id, claims.user_id)
         if live is None or live.user_id != claims.user_id:
             raise _ended()
+        if claims.authenticated_at < live.authenticated_at.replace(microsecond=0):
+            raise InvalidTokenError("The login was proven again since: use the token that it got then, or refresh.")
+        roles = () if live.lacks_second_factor else live.roles
         return Principal(
             id=live.user_id,
             email=live.email,
-            roles=frozenset(live.roles),
-            permissions=self._policy.permissions(live.roles),
+            roles=frozenset(roles),
+            permissions=self._policy.permissions(roles),
             via=via,
             session_id=claims.session_id,
+            methods=live.methods,
+            authenticated_at=claims.authenticated_at,
+            lacks_second_factor=live.lacks_second_factor,
         )
+
+    async def renew(self, session: AsyncSession, session_id: UUID, *, methods: Sequence[str]) -> Renewed:
+        """Note in this unit of work that a login was proven again, by whom it belongs to; its older access tokens end.
+
+        Args:
+            session: The unit of work.
+            session_id: The login; no other one of the account is any fresher for it.
+            methods: What was proven, beside what was before.
+
+        Raises:
+            InvalidTokenError: The login has ended meanwhile.
+        """
+        login = await self._locked(session, session_id)
+        login.authenticated_at = self._clock.now()
+        login.methods = " ".join(combined(login.methods.split(), methods))
+        after = {"methods": " ".join(methods)}
+        await self._trail.record(session, "session.reauthenticated", target=f"session:{session_id}", after=after)
+        return Renewed(*self._access_token(login))
+
+    async def add_methods(self, session: AsyncSession, session_id: UUID, methods: Sequence[str]) -> None:
+        """Note in this unit of work that a login has proven further factors, which makes it no fresher.
+
+        Raises:
+            InvalidTokenError: The login has ended meanwhile.
+        """
+        login = await self._locked(session, session_id)
+        login.methods = " ".join(combined(login.methods.split(), methods))
+
+    def is_fresh(self, user: Principal, *, max_age_seconds: float) -> bool:
+        """Whether a caller has proven who it is within this time; a key never has."""
+        at = user.authenticated_at
+        return at is not None and self._clock.now() - at <= timedelta(seconds=max_age_seconds)
 
     async def list(self, session: AsyncSession, user_id: UUID, *, limit: int = MAX_LISTED) -> list[Session]:
         """The logins of a user that are alive, the one that was seen last first."""
@@ -182,7 +236,7 @@ class Sessions:
             False when there is none, or it had ended before.
         """
         wanted = [Session.id == session_id, *([Session.user_id == user_id] if user_id is not None else [])]
-        return bool(await self._end(session, wanted, f"session:{session_id}", reason))
+        return bool(await self._end(session, wanted, f"session:{session_id}", reason, None))
 
     async def revoke_all(self, session: AsyncSession, user_id: UUID, *, reason: str, keep: UUID | None = None) -> int:
         """End every login of a user in this unit of work, but the one to keep.
@@ -191,7 +245,7 @@ class Sessions:
             How many.
         """
         wanted = [Session.user_id == user_id, *([Session.id != keep] if keep is not None else [])]
-        return await self._end(session, wanted, f"user:{user_id}", reason)
+        return await self._end(session, wanted, f"user:{user_id}", reason, user_id)
 
     async def purge(self, session: AsyncSession, *, older_than_seconds: float, limit: int = 1000) -> int:
         """Delete logins that ended longer ago than this, and their tokens; returns how many, up to the limit."""
@@ -203,7 +257,14 @@ class Sessions:
     def _alive(self) -> ColumnElement[bool]:
         return and_(Session.revoked_at.is_(None), Session.expires_at > self._clock.now())
 
-    async def _end(self, session: AsyncSession, wanted: Sequence[ColumnElement[bool]], target: str, reason: str) -> int:
+    async def _end(
+        self,
+        session: AsyncSession,
+        wanted: Sequence[ColumnElement[bool]],
+        target: str,
+        reason: str,
+        user_id: UUID | None,
+    ) -> int:
         ended = (
             await session.execute(
                 update(Session)
@@ -218,6 +279,8 @@ class Sessions:
         if ended:
             after = {"reason": reason, "sessions": len(ended)}
             await self._trail.record(session, "session.revoked", target=target, after=after)
+        for callback in self._on_end:
+            await callback(session, Ended([row.id for row in ended], user_id, reason))
         return len(ended)
 
     async def _rotate(self, session: AsyncSession, refresh_token: str) -> TokenPair | InvalidTokenError:
@@ -248,7 +311,7 @@ class Sessions:
         if _changed(claimed):
             successor_id = new_id()
             successor = _derived(self._successor_keys[0], refresh_token, successor_id)
-            session.add(_row(successor_id, successor, login, now, parent=token))
+            session.add(_row(successor_id, successor, login, now, self._idle, parent=token))
             login.last_seen_at = now
             return self._pair(login, successor)
         await session.refresh(token)
@@ -272,15 +335,34 @@ class Sessions:
         return _ended()  # its key left the ring within the grace time
 
     def _pair(self, login: Session, refresh_token: str) -> TokenPair:
-        access_token, expires_in = self._tokens.issue(
-            user_id=login.user_id, session_id=login.id, session_ends_at=login.expires_at
-        )
+        access_token, expires_in = self._access_token(login)
         ends_in = int((login.expires_at - self._clock.now()).total_seconds())
         return TokenPair(access_token, refresh_token, expires_in, login.id, ends_in)
 
+    def _access_token(self, login: Session) -> tuple[str, int]:
+        return self._tokens.issue(
+            user_id=login.user_id,
+            session_id=login.id,
+            session_ends_at=login.expires_at,
+            authenticated_at=login.authenticated_at,
+            methods=login.methods.split(),
+        )
+
+    async def _locked(self, session: AsyncSession, session_id: UUID) -> Session:
+        wanted = select(Session).where(self._alive(), Session.id == session_id).with_for_update()
+        login = (await session.scalars(wanted.execution_options(populate_existing=True))).one_or_none()
+        if login is None:
+            raise _ended()
+        return login
+
 
 def _row(
-    token_id: UUID, refresh_token: str, login: Session, now: datetime, parent: RefreshToken | None = None
+    token_id: UUID,
+    refresh_token: str,
+    login: Session,
+    now: datetime,
+    idle: timedelta,
+    parent: RefreshToken | None = None,
 ) -> RefreshToken:
     return RefreshToken(
         id=token_id,
@@ -288,7 +370,7 @@ def _row(
         token_hash=_hashed(refresh_token),
         parent_id=parent.id if parent else None,
         created_at=now,
-        expires_at=login.expires_at,
+        expires_at=min(login.expires_at, now + idle),
     )
 
 

@@ -4,7 +4,8 @@
 local replies = {}
 
 local function put(id, job, created, due)
-  redis.call('HSET', job_key(id), 'state', 'ready', 'created_at', created, 'available_at', due, unpack(job[9]))
+  local available_at = due == now and now_text or due
+  redis.call('HSET', job_key(id), 'state', 'ready', 'created_at', created, 'available_at', available_at, unpack(job[9]))
   add(prefix .. ':ready', created, id)
   offer(id, job[3], job[4], job[5], job[6], due)
 end
@@ -31,7 +32,7 @@ local function store(job)
     if former then redis.call('HDEL', job_key(former), 'unique_key') end
     redis.call('SET', key_of('unique', unique), id)
   end
-  put(id, job, now, due)
+  put(id, job, now_text, due)
   return id
 end
 

@@ -31,6 +31,7 @@ local PLAIN, POINT = '0 ', 60 * 1000000
 local function key_of(kind, name) return prefix .. ':' .. kind .. ':' .. name end
 local function job_key(id) return prefix .. ':job:' .. id end
 local function whole(number) return string.format('%.0f', number) end
+local now_text = whole(now)  -- a number is made into text at each use
 local function lane_key(queue, sublane, tenant)
   if sublane == PLAIN and tenant == '' then return key_of('ready', queue) end
   return key_of('ready', queue .. ' ' .. sublane .. ' ' .. tenant)
@@ -98,7 +99,13 @@ local function offer(id, queue, priority, limit, tenant, due)
     redis.call('SADD', prefix .. ':queues', queue)
   end
   if due > now then
-    add(key_of('delayed', queue), due, id)
+    local delayed = key_of('delayed', queue)
+    add(delayed, due, id)
+    known[delayed] = known[delayed] or tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]) or math.huge
+    if due < known[delayed] then  -- whoever waits has to know until when
+      known[delayed] = due
+      wake(queue)
+    end
     return
   end
   local sublane = priority .. ' ' .. limit
@@ -108,7 +115,11 @@ local function offer(id, queue, priority, limit, tenant, due)
     if sublane ~= PLAIN then redis.call('SADD', key_of('lanes', queue .. ' ' .. tenant), sublane) end
     join(queue, tenant)
   end
-  add(lane, due - tonumber(priority) * POINT, id)
+  if due == now and sublane == PLAIN then
+    add(lane, now_text, id)
+  else
+    add(lane, due - tonumber(priority) * POINT, id)
+  end
   wake(queue)
 end
 
@@ -161,8 +172,8 @@ end
 -- The job has ended; further fields of its hash may follow.
 local function finish(id, created, from, to, ...)
   move(id, created, from, to)
-  redis.call('HSET', job_key(id), 'state', to, 'finished_at', now, ...)
-  add(prefix .. (to == 'dead' and ':buried' or ':finished'), now, id)
+  redis.call('HSET', job_key(id), 'state', to, 'finished_at', now_text, ...)
+  add(prefix .. (to == 'dead' and ':buried' or ':finished'), now_text, id)
 end
 
 -- When a job that has been due keeps its place; a clock that went back does not make it wait again.

@@ -1,6 +1,7 @@
 -- ARGV: now, worker, limit, lease in microseconds, token, most jobs that each sweep moves, most crashes, most finished
 -- jobs, error of an ended lease, key that forbids this claim or '', then the queues. Returns the time, the claimed jobs,
--- each as id, number in the token and hash as it was before, and the ids whose hash is gone.
+-- each as id, number in the token and hash as it was before, the ids whose hash is gone, and for whoever now waits: in
+-- how many microseconds there may be more by itself, or '', and in which queue.
 --
 -- Tenants take turns by stride scheduling (Waldspurger and Weihl 1995): the one with the smallest pass is next, and a
 -- start moves its pass by 1 / weight. Of one tenant the smallest rank of all lanes is next. A lane that a limit holds
@@ -10,7 +11,7 @@ local worker, limit, lease, token, sweep = ARGV[2], tonumber(ARGV[3]), tonumber(
 local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 11
 local lost = {}
 
-if ARGV[10] ~= '' and redis.call('EXISTS', ARGV[10]) == 1 then return { whole(now), {}, lost } end
+if ARGV[10] ~= '' and redis.call('EXISTS', ARGV[10]) == 1 then return { whole(now), {}, lost, '', '' } end
 
 -- Year, month and day by days since 1970 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 local function moment(micros)
@@ -179,7 +180,7 @@ end
 
 local waiting = #turns
 table.sort(turns, before)
-local claimed, expires, claims = {}, now + lease, 0
+local claimed, expires, claims = {}, whole(now + lease), 0
 while #turns > 0 and claims < limit do
   local flow = turns[1]
   local lane, id = next_lane(flow)
@@ -210,7 +211,7 @@ while #turns > 0 and claims < limit do
       count('queue ' .. lane.queue, 1)
       if lane.limit ~= '' then count(lane.limit, 1) end
       redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
-        token .. '-' .. claims, 'worker_id', worker, 'started_at', now, 'lease_expires_at', expires)
+        token .. '-' .. claims, 'worker_id', worker, 'started_at', now_text, 'lease_expires_at', expires)
       claimed[#claimed + 1] = { id, tostring(claims), job }
     end
   end
@@ -244,4 +245,15 @@ if waiting > 1 then
     redis.call('ZREMRANGEBYSCORE', key_of('turns', queue), '-inf', first[2] or '+inf')
   end
 end
-return { whole(now), claimed, lost }
+
+-- What comes by itself: a job becomes due, or a lease ends.
+local wait, where = math.huge, queues[1]
+local function comes(key, queue)
+  local first = tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
+  if first and first - now < wait then wait, where = first - now, queue end
+end
+if claims < limit then
+  comes(prefix .. ':processing', queues[1])
+  for _, queue in ipairs(queues) do comes(key_of('delayed', queue), queue) end
+end
+return { whole(now), claimed, lost, wait < math.huge and whole(wait) or '', where }

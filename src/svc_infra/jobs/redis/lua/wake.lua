@@ -1,0 +1,2 @@
+-- ARGV: now, queue. Wakes a worker that waits for it.
+wake(ARGV[2])
