@@ -256,7 +256,8 @@ class PostgresJobs:
 
     async def _keep_up(self) -> bool:
         """Sweep and look where it is time to, beside the claims if they can do without; whether it has looked now."""
-        if self._listener is None and self._lanes and self._loop_time() >= max(self._look_at, self._listen_not_before):
+        deaf = self._listener is None and self._clock is None
+        if deaf and self._lanes and self._loop_time() >= max(self._look_at, self._listen_not_before):
             await self._listen()  # a busy worker does not come to `wait`
         looks = self._loop_time() >= self._look_at
         if not self._is_apart:
