@@ -92,14 +92,13 @@ async def _run(url: str, jobs: int) -> Seen:
         await queue.wait(0.1)  # listens from here on
         ready.set()
         while len(seen.starts) < jobs:
+            await queue.wait(0.5)
             began = time.perf_counter()
             if found := await queue.reserve(worker_id="bench", limit=10):
                 now = time.perf_counter()
                 seen.claims.append(now - began)
                 seen.starts += [now - job.payload["at"] for job in found]
                 await queue.ack_many([Completion(job) for job in found])
-            else:
-                await queue.wait(0.5)
 
     consuming = asyncio.create_task(consume())
     await ready.wait()

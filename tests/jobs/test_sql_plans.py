@@ -10,12 +10,13 @@ from sqlalchemy import text
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
-from svc_infra.jobs.job import JobRequest
+from svc_infra.jobs.job import JobRequest, Limit
 from svc_infra.jobs.queue import Completion
 from svc_infra.jobs.sql.connections import BY_INDEX, PostgresConnections
 from svc_infra.jobs.sql.postgres import PostgresJobs
 from svc_infra.jobs.sql.postgres_steps import CLAIMS, ENDS
 from svc_infra.jobs.sql.queue import SqlJobQueue
+from svc_infra.obs.context import Context, enter, leave
 
 
 async def execute(db: AsyncDatabase, statement: str) -> list[Any]:
@@ -57,6 +58,40 @@ async def test_sqlite_finds_jobs_by_index_alone(sqlite_db: AsyncDatabase) -> Non
             plan = await (await session.connection()).exec_driver_sql(f"EXPLAIN QUERY PLAN {one}")
             assert [row.detail for row in plan if row.detail.startswith("SCAN svc_jobs")] == [], one
     assert len(statements) > 10
+
+
+async def test_a_claim_of_sqlite_passes_no_job_of_a_tenant_that_floods_the_queue(sqlite_db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(sqlite_db)
+    steps = 0
+
+    def counted() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    async def steps_of_a_claim() -> int:
+        before = steps
+        jobs = await queue.reserve(worker_id="w", limit=3)
+        assert len(jobs) == 3
+        taken = steps - before
+        await queue.ack_many([Completion(job) for job in jobs])
+        return taken
+
+    async def flood(jobs: int) -> None:
+        limit = Limit("a-limit", concurrency=10)
+        for tenant, of_it in (("flood", None), ("flood", limit), ("quiet", None)):
+            token = enter(Context(tenant_id=tenant))
+            await queue.enqueue_many([JobRequest(name="a", limit=of_it) for _ in range(jobs)])
+            leave(token)
+
+    await flood(100)
+    async with sqlite_db.session() as session:
+        pooled = await (await session.connection()).get_raw_connection()
+        driver: Any = pooled.driver_connection
+        await driver.set_progress_handler(counted, 1)  # after each instruction of SQLite's virtual machine
+    few = await steps_of_a_claim()
+    await flood(2000)
+    assert 0 < await steps_of_a_claim() < 2 * few
 
 
 async def test_postgres_never_reads_the_whole_table_to_work(postgres_url: str, postgres_db: AsyncDatabase) -> None:

@@ -54,14 +54,14 @@ _DUE = """
 UPDATE svc_jobs SET state = 'ready' WHERE id IN (
     SELECT id FROM svc_jobs WHERE state = 'scheduled' AND queue = ? AND available_at <= ? ORDER BY available_at LIMIT ?)
 """
-_FIRST_LANE = """
-SELECT queue, tenant, limit_key FROM svc_jobs WHERE state = 'ready' AND queue = ? AND tenant > ?
+_LANE = """
+SELECT queue, tenant, limit_key FROM svc_jobs WHERE state = 'ready' AND queue = ? AND {}
 ORDER BY tenant, limit_key LIMIT 1
 """
-_NEXT_LANE = """
-SELECT queue, tenant, limit_key FROM svc_jobs WHERE state = 'ready' AND queue = ? AND (tenant, limit_key) > (?, ?)
-ORDER BY tenant, limit_key LIMIT 1
-"""
+_FIRST_LANE = _LANE.format("tenant >= ?")
+# Two steps: of `(tenant, limit_key) > (?, ?)` SQLite seeks the tenant alone, and reads all jobs that it has.
+_NEXT_LANE_OF_TENANT = _LANE.format("tenant = ? AND limit_key > ?")
+_LANE_OF_NEXT_TENANT = _LANE.format("tenant > ?")
 _HEADS = """
 SELECT rank, id, limit_concurrency, limit_rate, limit_period_seconds FROM svc_jobs
 WHERE state = 'ready' AND queue = ? AND tenant = ? AND limit_key = ? ORDER BY rank, id LIMIT ?
@@ -226,15 +226,16 @@ class SqliteJobs:
         lanes: list[Lane] = []
         after, self._cursor = self._cursor, ""
         for queue in queues:
-            statement, values = (_FIRST_LANE, (queue, after)) if after else (_NEXT_LANE, (queue, "", "\0"))
-            if not after:
-                statement, values = _FIRST_LANE.replace("tenant > ?", "? = ''"), (queue, "")
-            while (row := database.execute(statement, values).fetchone()) is not None:
+            row = database.execute(_LANE_OF_NEXT_TENANT if after else _FIRST_LANE, (queue, after)).fetchone()
+            while row is not None:
                 lanes.append(Lane(*row))
                 if len(lanes) >= LANES_LIMIT:
                     self._cursor = lanes[-1].tenant
                     return lanes
-                statement, values = _NEXT_LANE, row
+                row = (
+                    database.execute(_NEXT_LANE_OF_TENANT, row).fetchone()
+                    or database.execute(_LANE_OF_NEXT_TENANT, row[:2]).fetchone()
+                )
         return lanes if lanes or not after else self._lanes(database, queues)
 
     async def _write(self, step: Step[T], *, first: bool = False) -> T:
