@@ -210,10 +210,10 @@ async def until_someone_waits(db: AsyncDatabase) -> None:
 
 
 async def test_workers_on_many_connections_lose_and_double_nothing(
-    postgres_url: str, postgres_db: AsyncDatabase
+    migrated_postgres_url: str, postgres_db: AsyncDatabase
 ) -> None:
     total, chance = 300, random.Random(7)
-    databases = [AsyncDatabase(postgres_url, pool_size=2) for _ in range(6)]
+    databases = [AsyncDatabase(migrated_postgres_url, pool_size=2) for _ in range(6)]
     queues = [SqlJobQueue(db, max_crashes=1000) for db in databases]
     finished: Counter[str] = Counter()
 
@@ -258,9 +258,9 @@ async def listening(queue: SqlJobQueue) -> asyncio.Task[None]:
 
 
 async def test_a_worker_of_another_process_hears_of_a_job_at_once(
-    postgres_url: str, postgres_db: AsyncDatabase
+    migrated_postgres_url: str, postgres_db: AsyncDatabase
 ) -> None:
-    other = AsyncDatabase(postgres_url)
+    other = AsyncDatabase(migrated_postgres_url)
     worker = SqlJobQueue(postgres_db)
     waiting = await listening(worker)
     await SqlJobQueue(other).enqueue("a")
@@ -270,9 +270,9 @@ async def test_a_worker_of_another_process_hears_of_a_job_at_once(
 
 
 async def test_a_worker_that_lost_its_ear_looks_and_listens_again(
-    postgres_url: str, postgres_db: AsyncDatabase
+    migrated_postgres_url: str, postgres_db: AsyncDatabase
 ) -> None:
-    worker, other = SqlJobQueue(postgres_db), AsyncDatabase(postgres_url)
+    worker, other = SqlJobQueue(postgres_db), AsyncDatabase(migrated_postgres_url)
     waiting = await listening(worker)
     await execute(other, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     await asyncio.wait_for(waiting, 25)
