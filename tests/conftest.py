@@ -19,13 +19,14 @@ import redis
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.sql import migrate
-from tests.machine import keep_compiled_modules, keep_files_in_memory
+from tests.machine import keep_compiled_modules, keep_files_in_memory, trust_nobody
 from tests.servers import postgres, valkey
 
 
 def pytest_configure() -> None:
     keep_compiled_modules()
     keep_files_in_memory()
+    trust_nobody()
 
 
 def pytest_collection_finish() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
 from collections import Counter
@@ -251,6 +252,14 @@ def typing_only(source: Source) -> Iterator[ast.AST]:
         if isinstance(node, ast.If) and is_typing_only(node):
             for statement in node.body:
                 yield from ast.walk(statement)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_left() -> Iterator[None]:
+    """Half a million nodes stay until the end: looking for garbage among them takes longer than to read them."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")
