@@ -84,7 +84,8 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
 
 def names(words: list[str]) -> set[str]:
     app = commands(words)
-    return {one.name or "" for one in (*app.registered_commands, *app.registered_groups)}
+    groups = {str(one.name) for one in app.registered_groups}
+    return groups | {str(one.name) for one in app.registered_commands}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
