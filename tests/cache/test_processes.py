@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_while_it_computes_delays_the_others_by_its_lea
     doomed = spawn.Process(target=ask, args=(valkey_url, 1, 60.0, start, answers, calls))
     doomed.start()
     assert calls.get(timeout=60) == doomed.pid
-    assert answers.get(timeout=1) is None
+    assert answers.get(timeout=30) is None
     other = spawn.Process(target=ask, args=(valkey_url, 10, 0.0, start, answers, calls))
     other.start()
     assert answers.get(timeout=60) is None
@@ -71,7 +71,7 @@ def test_a_process_that_is_killed_while_it_computes_delays_the_others_by_its_lea
     os.kill(doomed.pid or 0, signal.SIGKILL)
     killed = time.monotonic()
     assert calls.get(timeout=30) == other.pid
-    assert time.monotonic() - killed < 3.0, "its lease was 1 second"
+    assert time.monotonic() - killed < 10.0, "its lease was 1 second, and its work a minute"
     assert answers.get(timeout=30) == {other.pid}
     for process in (doomed, other):
         process.join(30)

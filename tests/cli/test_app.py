@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from svc_infra import __version__
+from svc_infra.cli.app import COMMANDS, commands
 
 RUN = "from svc_infra.cli import main; main()"
 WITHOUT = """
@@ -78,6 +80,29 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     done = run(tmp_path, "confog")
     assert done.returncode == 2
     assert "No such command 'confog'" in done.stderr
+
+
+def names(words: list[str]) -> set[str]:
+    app = commands(words)
+    groups = {str(one.name) for one in app.registered_groups}
+    return groups | {str(one.name) for one in app.registered_commands}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_loaded_alone(command: str) -> None:
+    assert names(["--debug", command, "sql"]) == {command}
+
+
+@pytest.mark.parametrize("words", [[], ["--version"], ["--help"], ["confog"], ["confog", "sql"]])
+def test_whoever_asks_for_no_command_gets_all(words: list[str]) -> None:
+    assert names(words) == set(COMMANDS)
+
+
+def test_a_command_loads_nothing_of_the_others(tmp_path: Path) -> None:
+    load = "import sys; from svc_infra.cli.app import commands; commands(sys.argv[1:])"
+    told = f"{load}; print(sorted({{'sqlalchemy', 'uvicorn'}} & sys.modules.keys()))"
+    done = run(tmp_path, "config", code=told, environment={"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_importing_the_command_line_loads_neither_typer_nor_rich(tmp_path: Path) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
-from svc_infra.db.sql import migrate
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
 from svc_infra.jobs.job import Job
 from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
+from tests.conftest import postgres_database
 
 AnyQueue = InMemoryJobQueue | SqlJobQueue | RedisJobQueue
 
@@ -46,34 +43,20 @@ class Backend:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
         """A unit of work; the library's tables are there."""
-        if not isinstance(self.queue, SqlJobQueue):
-            await migrate.upgrade(self.database)
         async with self.database.session() as session:
             yield session
 
     async def settle(self) -> None:
         """Let what has been committed reach the queue."""
         if isinstance(self.queue, RedisJobQueue):
-            await migrate.upgrade(self.database)
             await OutboxRelay(self.database, handlers={OUTBOX_TOPIC: self.queue.relay}).run_once()
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres_url(postgres_server: str) -> str:
+def kept_postgres_url(postgres_server: str, postgres_template: str) -> Iterator[str]:
     """A PostgreSQL database with the library's tables, made once: `backend` empties the tables of jobs."""
-
-    async def make() -> None:
-        server = await asyncpg.connect(postgres_server)
-        await server.execute("CREATE DATABASE contracts")
-        await server.close()
-        database = AsyncDatabase(url)
-        await migrate.upgrade(database)
-        await database.dispose()
-
-    url = postgres_server.replace("/postgres?", "/contracts?")
-    with ThreadPoolExecutor(max_workers=1) as threads:  # the test's own event loop may be running here
-        threads.submit(asyncio.run, make()).result()
-    return url
+    with postgres_database(postgres_server, postgres_template) as url:
+        yield url
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres", "valkey"])
@@ -81,7 +64,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     """Each backend in turn."""
     clock = FakeClock(datetime(2026, 1, 5, 12, 0, 0, 123456, tzinfo=UTC))
     async with AsyncExitStack() as stack:
-        engine = "migrated_postgres" if request.param == "postgres" else "sqlite"
+        engine = "kept_postgres" if request.param == "postgres" else "migrated_sqlite"
         database = AsyncDatabase(request.getfixturevalue(f"{engine}_url"))
         stack.push_async_callback(database.dispose)
         make: Callable[..., Any]
@@ -100,9 +83,7 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
                 return queue
 
         else:
-            if request.param == "sqlite":
-                await migrate.upgrade(database)
-            else:
+            if request.param == "postgres":
                 async with database.session() as session:
                     await session.execute(text("TRUNCATE svc_jobs, svc_job_queues, svc_job_limits, svc_outbox"))
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.sql import migrate
 from svc_infra.errors import ConfigurationError
 from svc_infra.idempotency import (
     Answer,
@@ -41,7 +40,7 @@ class Backend:
 @pytest.fixture(params=["sqlite", "postgres", "valkey"])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     """Each backend in turn."""
-    url = request.getfixturevalue(f"{request.param}_url")
+    url = request.getfixturevalue("valkey_url" if request.param == "valkey" else f"migrated_{request.param}_url")
     made: list[IdempotencyStore] = []
     if request.param == "valkey":
 
@@ -54,7 +53,6 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
             await store.close()
         return
     db = AsyncDatabase(url)
-    await migrate.upgrade(db)
     yield Backend(request.param, lambda lease, ttl: SqlIdempotencyStore(db, lease_seconds=lease, ttl_seconds=ttl))
     await db.dispose()
 

@@ -96,6 +96,18 @@ async def test_upgrade_applies_the_librarys_chain_and_says_what_it_did(
     assert await upgrade(empty) == []
 
 
+async def test_the_librarys_revisions_are_read_once_for_all_apps_of_a_process(
+    sqlite_db: AsyncDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await upgrade(sqlite_db)
+
+    def read(*arguments: object, **options: object) -> None:
+        raise AssertionError("again")
+
+    monkeypatch.setattr(migrate, "ScriptDirectory", read)
+    assert (await upgrade(sqlite_db), await pending(sqlite_db)) == ([], [])
+
+
 async def test_the_migrated_schema_is_the_one_that_the_models_describe(db: AsyncDatabase) -> None:
     for module in MODELS:
         import_module(module)

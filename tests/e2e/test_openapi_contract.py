@@ -13,48 +13,32 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import httpx2
 import pytest
-from fastapi import Depends, FastAPI
-from pydantic import BaseModel
+from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svc_infra import create_app
-from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.add import add_db
 from svc_infra.http import HttpClient
-from svc_infra.idempotency.add import add_idempotency
-from svc_infra.idempotency.http import Idempotent
-from svc_infra.jobs.add import add_jobs
-from svc_infra.mail import add_mail
-from svc_infra.middleware import RateLimitMiddleware
-from svc_infra.middleware.conditional import Conditional, etag_of
-from svc_infra.middleware.http import rate_limit
-from svc_infra.security.add import add_auth_users
-from svc_infra.security.keys.add import add_api_keys
-from svc_infra.security.mfa.add import add_mfa
 from svc_infra.security.models import User
-from svc_infra.security.oauth import github
-from svc_infra.security.oauth.add import add_oauth
-from svc_infra.security.organizations.add import add_organizations
-from svc_infra.tenancy.add import add_tenancy
 from svc_infra.wiring import wiring_of
 from tests.app.serving import served
-from tracker.app import create
+from tests.e2e.documented_apps import ETAG, guarded, shared, tracker, with_second_factors
 
 SCHEMATHESIS = str(Path(sys.executable).with_name("st"))
 SEED = "20260101"
 MAX_EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "8"))
 """Of each operation and way of making them; a search for what the suite has no time for takes some hundreds."""
+IS_SEARCH = "CONTRACT_EXAMPLES" in os.environ
 TIMEOUT_SECONDS = 240 + 30 * MAX_EXAMPLES
+NOT_OF_A_ROOM = "/(?!admin/|orgs|oauth|auth/api-keys|auth/mfa)"
+"""The tracker's paths but those of rooms whose contracts have tests of their own."""
 ACCOUNT = {"email": "ana@example.com", "password": "correct horse battery"}
 
 OTHER_ACCOUNT = {"email": "bo@example.com", "password": "correct horse battery"}
@@ -107,58 +91,6 @@ ALSO_ACCEPTED = {
 """Where valid data may be refused, because a rule cannot be said in JSON Schema."""
 
 
-ETAG = etag_of("document")
-CHANGED = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class Order(BaseModel):
-    """What a client orders."""
-
-    item: str
-
-
-def guarded(sql_url: str) -> FastAPI:
-    """An app whose few routes refuse in all the ways that the tracker's never do."""
-    app = create_app(name="Guarded", release="1", settings=Settings(app={"env": "test"}, sql={"url": sql_url}))
-    add_db(app)
-    add_idempotency(app)
-    app.add_middleware(RateLimitMiddleware, ())
-
-    @app.post("/orders", dependencies=[Idempotent(caller=lambda request: "ana")])
-    async def order(order: Order) -> Order:
-        return order
-
-    @app.get("/documents/{number}")
-    async def read(number: int, conditional: Annotated[Conditional, Depends()]) -> int:
-        conditional.check(etag=ETAG, last_modified=CHANGED)
-        return number
-
-    @app.put("/documents/{number}")
-    async def write(number: int, conditional: Annotated[Conditional, Depends()]) -> int:
-        conditional.check(etag=ETAG, last_modified=CHANGED, required=True)
-        return number
-
-    @app.get("/limited", dependencies=[rate_limit("5/minute", per="ip")])
-    async def limited(number: int = 1) -> int:
-        return number
-
-    return app
-
-
-def shared(sql_url: str) -> FastAPI:
-    """An app with what several people share, programs, and logins elsewhere, which the tracker lacks."""
-    app = create_app(name="Shared", release="1", settings=Settings(app={"env": "test"}, sql={"url": sql_url}))
-    add_db(app)
-    add_jobs(app)
-    add_mail(app)
-    add_auth_users(app)
-    add_tenancy(app)
-    add_api_keys(app)
-    add_organizations(app)
-    add_oauth(app, providers=[github()])
-    return app
-
-
 class Seen:
     """Notes the statuses that an app answers with."""
 
@@ -181,7 +113,7 @@ async def anywhere_is_here(host: str, port: int) -> list[str]:
 
 
 @contextmanager
-def serving(app: FastAPI, folder: Path, paths: str = "/(?!admin/)") -> Iterator[tuple[httpx2.Client, Path, set[int]]]:
+def serving(app: FastAPI, folder: Path, paths: str = NOT_OF_A_ROOM) -> Iterator[tuple[httpx2.Client, Path, set[int]]]:
     """A server of the app, a client of it, the document without ranges, and the statuses that the app answers with.
 
     The document tells of the paths that the pattern matches.
@@ -252,12 +184,19 @@ def configured(
     return file
 
 
-def holds(client: httpx2.Client, document: Path, config: Path, max_examples: int = MAX_EXAMPLES) -> str:
-    """Let Schemathesis look for an answer that is not as documented; what it did."""
-    command: Sequence[str] = [
+def holds(
+    client: httpx2.Client, document: Path, config: Path, max_examples: int = MAX_EXAMPLES, *, phases: str = ""
+) -> str:
+    """Let Schemathesis look for an answer that is not as documented; what it did.
+
+    Args:
+        phases: Which of its ways of making requests; a search for more takes all of them, and so does the default.
+    """
+    command = [
         *(SCHEMATHESIS, "--config-file", str(config), "run", str(document), "--url", str(client.base_url)),
         *("--checks", "all", "--seed", SEED, "--max-examples", str(max_examples), "--workers", "1", "--no-color"),
         *("--continue-on-failure",),
+        *(("--phases", phases) if phases and not IS_SEARCH else ()),
     ]
     done = subprocess.run(
         command,
@@ -272,11 +211,18 @@ def holds(client: httpx2.Client, document: Path, config: Path, max_examples: int
     return done.stdout
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+@pytest.mark.parametrize(
+    ("engine", "phases", "also_seen"),
+    [
+        ("postgres", "", {405, 415}),
+        ("sqlite", "fuzzing,stateful", set()),  # the rest is mostly refused before a database is asked
+    ],
+    ids=["postgres", "sqlite"],
+)
 def test_the_tracker_answers_a_user_as_it_is_documented(
-    engine: str, request: pytest.FixtureRequest, tmp_path: Path
+    engine: str, phases: str, also_seen: set[int], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    app = create(Settings(app={"env": "test"}, sql={"url": request.getfixturevalue(f"{engine}_url")}))
+    app = tracker(request.getfixturevalue(f"migrated_{engine}_url"))
     with serving(app, tmp_path) as (client, document, seen):
         client.post("/auth/register", json=ACCOUNT)
         headers, to_be_ended = logged_in(client), logged_in(client)
@@ -286,27 +232,28 @@ def test_the_tracker_answers_a_user_as_it_is_documented(
         client.post("/auth/register", json=OTHER_ACCOUNT)
         other = logged_in(client, OTHER_ACCOUNT)
         ending = {"POST /auth/logout": to_be_ended, **dict.fromkeys(ENDING, other)}  # the others go on
-        output = holds(client, document, configured(tmp_path, headers=headers, known=known, by_operation=ending))
+        config = configured(tmp_path, headers=headers, known=known, by_operation=ending)
+        output = holds(client, document, config, phases=phases)
         assert client.get("/projects").status_code == 200  # the login has lasted to the end
     assert "Selected: 37/37" in output
-    assert seen >= {200, 201, 202, 204, 400, 401, 404, 405, 409, 415, 422}
+    assert seen >= {200, 201, 202, 204, 400, 401, 404, 409, 422, *also_seen}
 
 
-def test_the_tracker_answers_nobody_as_it_is_documented(sqlite_url: str, tmp_path: Path) -> None:
-    app = create(Settings(app={"env": "test"}, sql={"url": sqlite_url}))
+def test_the_tracker_answers_nobody_as_it_is_documented(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    app = tracker(migrated_sqlite_url)
     with serving(app, tmp_path) as (client, document, seen):
-        output = holds(client, document, configured(tmp_path, headers={}, known={}, by_operation={}))
+        output = holds(client, document, configured(tmp_path, headers={}, known={}, by_operation={}), phases="coverage")
     assert "Selected: 37/37" in output
     assert seen >= {201, 400, 401, 405, 415, 422}
 
 
-@pytest.mark.parametrize("engine", ["postgres", *(["sqlite"] if "CONTRACT_EXAMPLES" in os.environ else [])])
+@pytest.mark.parametrize("engine", ["postgres", *(["sqlite"] if IS_SEARCH else [])])
 def test_organizations_keys_and_logins_elsewhere_answer_as_they_are_documented(
     engine: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OAUTH_GITHUB_CLIENT_ID", "shared")
     monkeypatch.setenv("OAUTH_GITHUB_CLIENT_SECRET", "a secret of the provider's")
-    app = shared(request.getfixturevalue(f"{engine}_url"))
+    app = shared(request.getfixturevalue(f"migrated_{engine}_url"))
     with serving(app, tmp_path, "/(orgs|oauth|auth/api-keys)") as (client, document, seen):
         client.post("/auth/register", json=ACCOUNT)
         headers = logged_in(client)
@@ -327,11 +274,8 @@ def test_organizations_keys_and_logins_elsewhere_answer_as_they_are_documented(
     assert seen >= {200, 201, 204, 400, 401, 403, 404, 409, 422}
 
 
-def test_second_factors_answer_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:
-    app = create_app(settings=Settings(app={"env": "test"}, mfa={"email_codes": True}))
-    add_db(app, url=sqlite_url)
-    add_auth_users(app)
-    add_mfa(app)
+def test_second_factors_answer_as_they_are_documented(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    app = with_second_factors(migrated_sqlite_url)
     with serving(app, tmp_path, "/auth/mfa") as (client, document, seen):
         client.post("/auth/register", json=ACCOUNT)
         headers = logged_in(client)
@@ -353,12 +297,12 @@ async def make_admin(sql_url: str) -> str:
     return str(user.id)
 
 
-def test_the_admin_routes_answer_an_admin_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:
-    app = create(Settings(app={"env": "test"}, sql={"url": sqlite_url}))
+def test_the_admin_routes_answer_an_admin_as_they_are_documented(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    app = tracker(migrated_sqlite_url)
     with serving(app, tmp_path, "/admin/") as (client, document, seen):
         for account in (ACCOUNT, OTHER_ACCOUNT):
             client.post("/auth/register", json=account)
-        admin_id = asyncio.run(make_admin(sqlite_url))
+        admin_id = asyncio.run(make_admin(migrated_sqlite_url))
         headers = logged_in(client)
         users = client.get("/admin/users", headers=headers).json()["items"]
         known = {"path.user_id": [user["id"] for user in users if user["id"] != admin_id], "path.role": ["support"]}
@@ -369,8 +313,8 @@ def test_the_admin_routes_answer_an_admin_as_they_are_documented(sqlite_url: str
     assert seen >= {200, 204, 403, 404, 405, 415, 422}
 
 
-def test_guards_answer_as_they_are_documented(sqlite_url: str, tmp_path: Path) -> None:
-    with serving(guarded(sqlite_url), tmp_path) as (client, document, seen):
+def test_guards_answer_as_they_are_documented(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    with serving(guarded(migrated_sqlite_url), tmp_path) as (client, document, seen):
         dates = ["Sun, 06 Nov 1994 08:49:37 GMT", "Fri, 01 Jan 2027 00:00:00 GMT"]
         known = {
             "header.If-Match": ["*", ETAG, f'"another", {ETAG}', '"another"'],

@@ -37,8 +37,9 @@ ROWS = {
 
 
 @pytest.fixture
-async def app(sqlite_url: str) -> AsyncIterator[FastAPI]:
-    app = create(Settings(app={"env": "test"}, auth={"hash_memory_kib": 64, "hash_passes": 1}, sql={"url": sqlite_url}))
+async def app(migrated_sqlite_url: str) -> AsyncIterator[FastAPI]:
+    cheap = {"hash_memory_kib": 64, "hash_passes": 1}
+    app = create(Settings(app={"env": "test"}, auth=cheap, sql={"url": migrated_sqlite_url}))
     async with app.router.lifespan_context(app):
         with wiring_of(app).active():
             yield app

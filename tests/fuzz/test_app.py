@@ -136,9 +136,9 @@ def add_readers(app: FastAPI) -> None:
 
 
 @pytest.fixture
-async def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+async def app(migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
     monkeypatch.setenv("AUTH_SECRET", "k" * 32)
-    made = with_everything(sqlite_url)
+    made = with_everything(migrated_sqlite_url)
     wiring_of(made)
     async with lifespan(made):
         yield made

@@ -15,7 +15,7 @@ from tests.idempotency.shop import Shop
 async def shop(request: pytest.FixtureRequest) -> AsyncIterator[Shop]:
     """Its orders are in SQLite where its keys are in Valkey."""
     engine = "postgres" if request.param == "postgres" else "sqlite"
-    db = AsyncDatabase(request.getfixturevalue(f"{engine}_url"))
+    db = AsyncDatabase(request.getfixturevalue(f"migrated_{engine}_url"))
     on_valkey = request.param == "valkey"
     store = RedisIdempotencyStore(request.getfixturevalue("valkey_url")) if on_valkey else SqlIdempotencyStore(db)
     yield Shop(db, store)

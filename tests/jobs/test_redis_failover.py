@@ -20,7 +20,8 @@ from tests.servers import free_port
 
 def server(folder: Path) -> ValkeyServer:
     folder.mkdir()
-    return ValkeyServer(port=free_port(), data_dir=folder, config={"appendonly": "yes"}, persist=True)
+    config = {"appendonly": "yes", "repl-diskless-sync-delay": "0"}  # no wait for more replicas
+    return ValkeyServer(port=free_port(), data_dir=folder, config=config, persist=True)
 
 
 async def test_what_the_replica_had_received_goes_on_and_what_it_had_not_is_lost(tmp_path: Path) -> None:

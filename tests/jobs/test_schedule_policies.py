@@ -10,7 +10,6 @@ import pytest
 
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.sql.migrate import upgrade
 from svc_infra.jobs import InMemoryJobQueue, Job, JobState, Scheduler, SqlJobQueue, every, task
 from svc_infra.jobs.schedules import InMemoryScheduleStore, ScheduleStore, SqlScheduleStore
 from svc_infra.obs.metrics import Metrics
@@ -32,8 +31,7 @@ async def places(request: pytest.FixtureRequest) -> AsyncIterator[Places]:
     if request.param == "memory":
         yield InMemoryJobQueue(clock=clock), InMemoryScheduleStore(clock=clock), clock
     else:
-        db = AsyncDatabase(request.getfixturevalue(f"{request.param}_url"))
-        await upgrade(db)
+        db = AsyncDatabase(request.getfixturevalue(f"migrated_{request.param}_url"))
         yield SqlJobQueue(db, clock=clock), SqlScheduleStore(db, clock=clock), clock
         await db.dispose()
 

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import text
 
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.sql.migrate import upgrade
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, ValidationError
 from svc_infra.jobs import InMemoryJobQueue, JobContext, Schedule, Scheduler, Task, at, cron, every, task
 from svc_infra.jobs.schedules import InMemoryScheduleStore, Schedules, ScheduleStore, SqlScheduleStore
@@ -57,8 +56,7 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     if request.param == "memory":
         yield Place(InMemoryScheduleStore(clock=clock), clock)
     else:
-        db = AsyncDatabase(request.getfixturevalue(f"{request.param}_url"))
-        await upgrade(db)
+        db = AsyncDatabase(request.getfixturevalue(f"migrated_{request.param}_url"))
         yield Place(SqlScheduleStore(db, clock=clock), clock)
         await db.dispose()
 

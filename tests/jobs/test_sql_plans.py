@@ -94,9 +94,11 @@ async def test_a_claim_of_sqlite_passes_no_job_of_a_tenant_that_floods_the_queue
     assert 0 < await steps_of_a_claim() < 2 * few
 
 
-async def test_postgres_never_reads_the_whole_table_to_work(postgres_url: str, postgres_db: AsyncDatabase) -> None:
+async def test_postgres_never_reads_the_whole_table_to_work(
+    migrated_postgres_url: str, postgres_db: AsyncDatabase
+) -> None:
     await many_jobs(postgres_db)
-    db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
+    db = AsyncDatabase(migrated_postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
     queue = SqlJobQueue(db)
 
     async def whole_reads() -> int:
@@ -171,9 +173,9 @@ async def test_a_kept_connection_that_fails_or_is_cancelled_is_not_used_again(po
 
 
 async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_open(
-    postgres_url: str, postgres_db: AsyncDatabase
+    migrated_postgres_url: str, postgres_db: AsyncDatabase
 ) -> None:
-    db = AsyncDatabase(postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
+    db = AsyncDatabase(migrated_postgres_url, pool_size=1, max_overflow=0)  # one connection: its own numbers, at once
     queue = SqlJobQueue(db)
 
     async def index_entries_read(index: str = "ix_svc_jobs_ready") -> int:

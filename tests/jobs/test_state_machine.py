@@ -15,7 +15,6 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
 
 from svc_infra.db import AsyncDatabase
-from svc_infra.db.sql.migrate import upgrade
 from svc_infra.jobs import InMemoryJobQueue, RedisJobQueue, SqlJobQueue
 from svc_infra.jobs.job import JobRequest, Unique
 from svc_infra.jobs.sql.postgres_steps import PostgresSteps
@@ -43,21 +42,14 @@ def opened(
     backend: str, request: pytest.FixtureRequest, *, patience_seconds: float = 30.0
 ) -> Iterator[type[QueueMachine]]:
     """The machine for one backend."""
-    url = "" if backend == "memory" else request.getfixturevalue(f"{backend}_url")
+    fixture = "valkey_url" if backend == "valkey" else f"migrated_{backend}_url"
+    url = "" if backend == "memory" else request.getfixturevalue(fixture)
     make: Callable[..., Any] = {"memory": in_memory, "valkey": in_valkey}.get(backend, in_sql)
     with asyncio.Runner() as runner:
-        if make is in_sql:
-            runner.run(migrated(url))
         the_place = Place(
             lambda clock: make(url, clock), runner, at_once=backend != "postgres", patience_seconds=patience_seconds
         )
         yield type(f"{backend.title()}Machine", (QueueMachine,), {"place": the_place})
-
-
-async def migrated(url: str) -> None:
-    database = AsyncDatabase(url)
-    await upgrade(database)
-    await database.dispose()
 
 
 @asynccontextmanager
@@ -125,11 +117,10 @@ def test_what_the_machine_has_found_stays_mended(
 
 
 async def test_a_clock_that_is_moved_while_postgres_sweeps_hides_no_ended_lease(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await migrated(postgres_url)
     clock = FakeClock()
-    async with in_sql(postgres_url, clock) as queue:
+    async with in_sql(migrated_postgres_url, clock) as queue:
         await queue.enqueue("a")
         (lost,) = await queue.reserve(worker_id="w1", lease_seconds=2.5)
         sweep = PostgresSteps.sweep

@@ -36,7 +36,7 @@ async def database(url: str) -> AsyncDatabase:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 async def db(request: pytest.FixtureRequest) -> AsyncIterator[AsyncDatabase]:
-    db = await database(request.getfixturevalue(f"{request.param}_url"))
+    db = await database(request.getfixturevalue(f"migrated_{request.param}_url"))
     yield db
     await db.dispose()
 

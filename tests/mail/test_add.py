@@ -37,7 +37,7 @@ def client_of(app: FastAPI) -> httpx2.AsyncClient:
 async def test_who_registers_gets_a_mail_with_a_link_that_works(
     engine: str, request: pytest.FixtureRequest, smtp: SmtpServer
 ) -> None:
-    app = app_with_mail(request.getfixturevalue(f"{engine}_url"), accounts=True, **over_smtp(smtp))
+    app = app_with_mail(request.getfixturevalue(f"migrated_{engine}_url"), accounts=True, **over_smtp(smtp))
     async with app.router.lifespan_context(app), client_of(app) as http:
         assert (await http.post("/auth/register", json=ANA)).status_code == 201
         [mail] = await smtp.wait_for(1)

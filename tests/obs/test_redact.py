@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
-from time import perf_counter
+from time import process_time
 from typing import Any, cast
 from uuid import UUID
 
@@ -116,9 +116,9 @@ def test_harmless_names_are_not_taken_for_secrets(key: str) -> None:
     ],
 )
 def test_no_text_makes_redaction_slow(text: str) -> None:
-    started = perf_counter()
+    started = process_time()
     redacted(text)
-    assert perf_counter() - started < 0.25  # quadratic work would take seconds
+    assert process_time() - started < 0.25  # quadratic work would take seconds
 
 
 def test_a_long_text_is_cut_and_says_how_much_is_missing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -149,7 +149,7 @@ def test_no_string_gets_out(strings: list[str]) -> None:
 
 @pytest.mark.parametrize("part", ["'", "/*", "$$", "$a$", "--", "''", "e'\\", '"', "a.", "1.", "/* */", "U&'"])
 def test_a_hostile_statement_takes_no_time(part: str) -> None:
-    started = perf_counter()
+    started = process_time()
     without_values((part * MAX_STATEMENT_CHARS)[:MAX_STATEMENT_CHARS])
-    assert perf_counter() - started < 1
+    assert process_time() - started < 1
     assert without_values("x" * (MAX_STATEMENT_CHARS + 1)) == ""

@@ -68,7 +68,7 @@ class Service:
         return {int(CLIENT.get(f"{self.url}/ping").text) for _ in range(times)}
 
     def ping_all(self, workers: int) -> tuple[set[int], int]:
-        """Who they are, once each has answered (they begin one after the other), and how many requests that took."""
+        """Who they are once so many workers have answered, and how many requests that took."""
         sent, pids, until = 0, set[int](), monotonic() + WAIT_SECONDS
         while len(pids) < workers and monotonic() < until:
             pids |= self.ping(10)
@@ -125,11 +125,12 @@ def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) ->
     with service(tmp_path, workers=3) as shop:
         requests: dict[str, str] = {"route": "/ping", "code": "200"}
         pids, sent = shop.ping_all(3)
+        until = monotonic() + WAIT_SECONDS
         for _ in range(9):  # whoever answers
             shop.wait_for_total(sent, "http_server_requests_total", **requests)
         victim = pids.pop()
         os.kill(victim, signal.SIGKILL)
-        born, until = set[int](), monotonic() + WAIT_SECONDS
+        born: set[int] = set()
         while not born and monotonic() < until:
             born = shop.ping(10) - pids - {victim}
             sent += 10

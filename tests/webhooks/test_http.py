@@ -80,9 +80,9 @@ class World:
 
 
 @pytest.fixture
-async def world(sqlite_url: str) -> AsyncIterator[World]:
+async def world(migrated_sqlite_url: str) -> AsyncIterator[World]:
     """An app that publishes what it is told to; in the order in which nobody would add its rooms."""
-    app = create_app(settings=Settings(app={"env": "test"}, sql={"url": sqlite_url}))
+    app = create_app(settings=Settings(app={"env": "test"}, sql={"url": migrated_sqlite_url}))
     add_webhooks(app, retry=WebhookRetry(schedule_seconds=(0.01, 0.01), jitter=0))
     add_jobs(app)
     add_tenancy(app)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from svc_infra import __version__
@@ -12,6 +14,8 @@ from svc_infra.errors import SvcInfraError, UnavailableError
 if TYPE_CHECKING:
     import typer
 
+COMMANDS = ("config", "demo", "audit", "flows", "jobs", "schedules", "secrets", "sql")
+"""Each is a module of this room: a function of that name, or a group called `app`."""
 DEBUG = "--debug"
 REFUSED = 2
 UNAVAILABLE = 69
@@ -26,7 +30,7 @@ def main() -> None:
     try:
         need("rich")
         need("typer")
-        commands()()
+        commands(sys.argv[1:])()
     except SvcInfraError as error:
         if DEBUG in sys.argv:
             raise
@@ -34,23 +38,18 @@ def main() -> None:
         raise SystemExit(UNAVAILABLE if isinstance(error, UnavailableError) else REFUSED) from None
 
 
-def commands() -> typer.Typer:
-    """Every command."""
+def commands(words: Sequence[str] = ()) -> typer.Typer:
+    """The command that these words begin with, alone, for each loads what no other needs; else every command."""
     import typer
 
-    from svc_infra.cli import audit, flows, jobs, schedules, secrets, sql
-    from svc_infra.cli.config import config
-    from svc_infra.cli.demo import demo
-
     app = typer.Typer(name="svc-infra", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    app.command()(config)
-    app.command()(demo)
-    app.add_typer(audit.app, name="audit")
-    app.add_typer(flows.app, name="flows")
-    app.add_typer(jobs.app, name="jobs")
-    app.add_typer(schedules.app, name="schedules")
-    app.add_typer(secrets.app, name="secrets")
-    app.add_typer(sql.app, name="sql")
+    asked = next((word for word in words if not word.startswith("-")), "")
+    for name in (asked,) if asked in COMMANDS else COMMANDS:
+        module = import_module(f"svc_infra.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
 
     @app.callback()
     def options(

@@ -13,7 +13,6 @@ import pytest
 
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
-from svc_infra.db.sql.migrate import upgrade
 from svc_infra.jobs import InMemoryJobQueue, JobQueue, RedisJobQueue, SqlJobQueue, Task
 from svc_infra.jobs.flows import Flow, Flows, FlowStep, Plan
 from svc_infra.jobs.flows.advance import SILENT_SECONDS
@@ -83,10 +82,9 @@ async def room(
     kind: str, url: Callable[[str], str], *, clock: FakeClock | None = None, **options: Any
 ) -> AsyncIterator[Room]:
     """A room on this kind of queue."""
-    db = AsyncDatabase(url("postgres_url" if kind == "postgres" else "sqlite_url"))
+    db = AsyncDatabase(url(f"migrated_{'postgres' if kind == 'postgres' else 'sqlite'}_url"))
     options = {"backoff_seconds": 0.001, "clock": clock, **options}
     try:
-        await upgrade(db)
         if kind != "valkey":
             queue = InMemoryJobQueue(**options) if kind == "memory" else SqlJobQueue(db, **options)
             yield Room(db, queue, Flows(queue, db, clock=clock))

@@ -7,6 +7,7 @@ records how far it has been applied. The library's own tables and the applicatio
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -123,6 +124,16 @@ async def _applied(db: AsyncDatabase, chain: Migrations) -> tuple[str, ...]:
 
 
 def _script(chain: Migrations) -> ScriptDirectory:
+    return _library() if chain == LIBRARY else _read(chain)
+
+
+@functools.cache
+def _library() -> ScriptDirectory:
+    """Read once: a process may start many apps, as tests do, and the library does not change meanwhile."""
+    return _read(LIBRARY)
+
+
+def _read(chain: Migrations) -> ScriptDirectory:
     try:
         script = ScriptDirectory(chain.directory, version_locations=[chain.directory])
         heads = script.get_heads()
