@@ -18,6 +18,9 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -202,6 +205,99 @@ async def test_endless_headers_behind_a_request_that_is_being_answered_end_the_c
         if ended.exception() is None:  # it may be a reset
             assert b"HTTP/1.1" not in ended.result()
         await service.closed.wait()
+
+
+CHUNKED = request("POST", "/upload", "Transfer-Encoding: chunked")
+
+
+async def test_trailer_fields_never_become_headers_of_their_request_nor_of_the_next(service: Service) -> None:
+    seen: list[list[bytes]] = []
+
+    async def names(request: Request) -> PlainTextResponse:
+        await request.body()
+        seen.append([name for name, _ in request.scope["headers"]])
+        return PlainTextResponse("seen")
+
+    service.app.routes.append(Route("/names", names, methods=["POST"]))
+    chunked = request("POST", "/names", "Transfer-Encoding: chunked")
+    async with connected(service) as (reader, writer):
+        writer.write(chunked + b"2\r\nhe\r\n0\r\nX-Internal: 1\r\nAuthorization: mine\r\n\r\n" + chunked + b"0\r\n\r\n")
+        for _ in range(2):
+            assert (await status_of(reader))[0] == 200
+            await reader.readexactly(len(b"seen"))
+    assert seen == [[b"host", b"transfer-encoding"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [(b"0\r\nX: ", b"a" * 1000), (b"0\r\n", b"X: " + b"a" * 100 + b"\r\n"), (b"1;a=", b"a" * 1000)],
+    ids=["one trailer field", "trailer fields", "a chunk extension"],
+)
+@pytest.mark.parametrize("path", ["/upload", "/nowhere"], ids=["while it is read", "once it is answered"])
+async def test_what_is_neither_headers_nor_body_is_bounded_too(
+    begin: bytes, more: bytes, path: str, service: Service
+) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(request("POST", path, "Transfer-Encoding: chunked") + begin)
+        if path == "/nowhere":
+            status, head = await status_of(reader)
+            assert status == 404
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+        sent, ended = 0, asyncio.create_task(reader.read())
+        while not ended.done():
+            writer.write(more)
+            sent += len(more)
+            await asyncio.sleep(0)
+        assert sent < 2 * READ_BYTES
+        if ended.exception() is None:  # it may be a reset
+            assert ended.result() == b""
+    assert service.saved == []
+
+
+async def test_a_body_in_many_small_chunks_counts_as_no_headers(service: Service) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(CHUNKED)
+        for _ in range(900):
+            writer.write(b"1;ext=1234\r\nx\r\n")
+        writer.write(b"0\r\n\r\n")
+        assert (await status_of(reader))[0] == 200
+    assert service.saved == [900]
+
+
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize(
+    ("framing", "body", "saved"),
+    [
+        ("Content-Length: 5", b"hello", 5),
+        ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n", 5),
+        ("Content-Length: 0", b"", 0),
+        ("X-None: 1", b"", 0),
+    ],
+)
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_a_request_that_offers_another_protocol_is_read_to_its_end_in_this_one(
+    framing: str, body: bytes, saved: int, in_pieces: bool, service: Service
+) -> None:
+    async with connected(service) as (reader, writer):
+        for _ in range(2):  # and so is what follows
+            sent = request("POST", "/upload", *UPGRADE, framing) + body + request("GET", "/")
+            for piece in [sent[at : at + 1] for at in range(len(sent))] if in_pieces else [sent]:
+                writer.write(piece)
+                await asyncio.sleep(0)
+            for answer in (b"saved", b"hello"):
+                assert (await status_of(reader))[0] == 200
+                assert await reader.readexactly(len(answer)) == answer
+    assert service.saved == [saved] * 2
+
+
+async def test_a_row_of_such_offers_is_no_load(service: Service) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(request("GET", "/", *UPGRADE[:2]) * 500)
+        for _ in range(500):
+            assert (await status_of(reader))[0] == 200
+            await reader.readexactly(len(b"hello"))
 
 
 async def test_what_is_no_http_is_a_problem(service: Service) -> None:
