@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from fastapi import Depends
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.http import DbSession
@@ -111,6 +113,47 @@ async def test_a_request_that_was_cancelled_gives_its_key_back(shop: Shop) -> No
         shop.may_go.set()
         assert (await client.post("/orders", headers=key())).json() == 2
         assert await shop.orders() == 1
+
+
+async def test_a_plain_handler_that_outlives_its_request_keeps_its_key(shop: Shop) -> None:
+    may_end, loop = threading.Event(), asyncio.get_running_loop()
+
+    @shop.app.post("/orders", dependencies=[Idempotent(caller=caller_of)])
+    def order() -> None:
+        shop.runs += 1
+        loop.call_soon_threadsafe(shop.arrived.set)
+        may_end.wait(10)
+
+    async with shop.client() as client:
+        first = asyncio.create_task(client.post("/orders", headers=key()))
+        await shop.arrived.wait()
+        first.cancel()  # as a deadline does
+        await asyncio.wait({first})
+        try:
+            assert (await client.post("/orders", headers=key())).status_code == 409
+        finally:
+            may_end.set()
+    assert shop.runs == 1
+
+
+async def test_a_committed_effect_has_its_answer_whatever_becomes_of_the_request_after_it(shop: Shop) -> None:
+    async def break_off() -> AsyncIterator[None]:
+        yield
+        raise KeyError("after the commit")
+
+    ends_last = [Idempotent(caller=caller_of), Depends(break_off, scope="function")]
+
+    @shop.app.post("/orders", dependencies=ends_last)
+    async def order(session: DbSession) -> int:
+        shop.runs += 1
+        await session.execute(INSERT, {"item": "tea"})
+        return shop.runs
+
+    async with shop.client() as client:
+        assert (await client.post("/orders", headers=key())).status_code == 500
+        again = await client.post("/orders", headers=key())
+        assert (again.status_code, again.json(), again.headers["idempotent-replayed"]) == (200, 1, "true")
+        assert (shop.runs, await shop.orders()) == (1, 1)
 
 
 async def test_a_duplicate_that_waits_in_vain_is_refused(shop: Shop) -> None:

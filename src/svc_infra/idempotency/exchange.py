@@ -29,7 +29,8 @@ class Exchange:
     """Takes a request from the claim of its key to the answer that is kept for it.
 
     In this order: `begin`; the handler; `conclude`, with the handler's unit of work still open; its commit or rollback;
-    `send`; `close`.
+    `send`; `close`. The answer is kept with the commit where the store can, else right after it, and where there is no
+    unit of work before it is sent.
 
     Args:
         send: Where the answer goes.
@@ -84,6 +85,10 @@ class Exchange:
         _count("reused")
         raise IdempotencyKeyReusedError
 
+    def leave_running(self) -> None:
+        """The request has ended and its handler has not: nobody else gets the key before the lease ends."""
+        self._claim = None
+
     def leave_undecided(self) -> None:
         """The request failed for a reason that no handler decided on: its answer is not kept."""
         self._is_decided = False
@@ -102,7 +107,10 @@ class Exchange:
         if self._claim is None or self._store is None:
             return
         answer = self._concluded = self._kept(response)
-        if session is None or not self._store.joins(session):
+        if session is None:
+            return
+        if not self._store.joins(session):  # whatever happens to the request between the commit and its answer
+            after_commit(session, lambda: self._settle(answer if answer.is_final else None))
             return
         end = self._store.finish(self._claim, answer, session=session) if answer.is_final else None
         if not await (end or self._store.release(self._claim, session=session)):
@@ -123,7 +131,8 @@ class Exchange:
         elif self._start is not None:
             start, self._start = self._start, None
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-            answer = Answer.of(start["status"], start["headers"], message["body"]) if whole else None
+            sent = start["status"], start.get("headers", ()), message.get("body", b"")
+            answer = Answer.of(*sent) if whole else None
             await self._settle(answer if answer is not None and self._keeps(answer) else None)
             await self._forward(start)
             await self._forward(message)
