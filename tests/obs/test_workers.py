@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fcntl import LOCK_EX, flock
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -29,7 +30,7 @@ from svc_infra.obs.add import add_observability
 from svc_infra.obs.cells import CellFile, Cells, read_cells
 from svc_infra.obs.metrics import Metrics
 from svc_infra.obs.series import MAX_SERIES, OTHER
-from svc_infra.obs.workers import Workers, joined
+from svc_infra.obs.workers import Workers, _meeting_place, joined
 from svc_infra.wiring import wiring_of
 from tests.obs.test_add import labels, scrape
 
@@ -66,15 +67,6 @@ class Service:
     def ping(self, times: int) -> set[int]:
         """Who has answered so many requests; each on a connection of its own, so that any worker may."""
         return {int(CLIENT.get(f"{self.url}/ping").text) for _ in range(times)}
-
-    def ping_all(self, workers: int) -> tuple[set[int], int]:
-        """Who they are, once each has answered (they begin one after the other), and how many requests that took."""
-        sent, pids, until = 0, set[int](), monotonic() + WAIT_SECONDS
-        while len(pids) < workers and monotonic() < until:
-            pids |= self.ping(10)
-            sent += 10
-        assert len(pids) == workers
-        return pids, sent
 
     def samples(self) -> Samples:
         families = text_string_to_metric_families(CLIENT.get(f"{self.url}/metrics").text)
@@ -124,12 +116,16 @@ def _answers(url: str) -> bool:
 def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) -> None:
     with service(tmp_path, workers=3) as shop:
         requests: dict[str, str] = {"route": "/ping", "code": "200"}
-        pids, sent = shop.ping_all(3)
+        sent, pids, until = 0, set[int](), monotonic() + WAIT_SECONDS
+        while len(pids) < 3 and monotonic() < until:
+            pids |= shop.ping(10)
+            sent += 10
+        assert len(pids) == 3
         for _ in range(9):  # whoever answers
             shop.wait_for_total(sent, "http_server_requests_total", **requests)
         victim = pids.pop()
         os.kill(victim, signal.SIGKILL)
-        born, until = set[int](), monotonic() + WAIT_SECONDS
+        born: set[int] = set()
         while not born and monotonic() < until:
             born = shop.ping(10) - pids - {victim}
             sent += 10
@@ -150,7 +146,7 @@ def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) ->
 
 def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) -> None:
     with service(tmp_path, workers=2) as shop, ThreadPoolExecutor(1) as threads:
-        before, sent = shop.ping_all(2)
+        before = shop.ping(30)
         hanging = threads.submit(CLIENT.get, f"{shop.url}/hang")
         shop.wait_for_total(1, "http_server_inflight_requests")
         for pid in before:
@@ -161,7 +157,7 @@ def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) ->
         while not _answers(shop.url) and monotonic() < until:
             pass
         assert shop.total("http_server_inflight_requests") == 0
-        shop.wait_for_total(sent, "http_server_requests_total", route="/ping")
+        shop.wait_for_total(30, "http_server_requests_total", route="/ping")
 
 
 def work(pipe: Connection, folder: str, number: int) -> None:
@@ -333,3 +329,22 @@ def test_the_child_of_a_fork_begins_at_zero_and_changes_nothing_of_its_parent(tm
 
 def _own(metrics: Metrics) -> list[tuple[str, float]]:
     return [(sample.name, sample.value) for family in metrics.registry.collect() for sample in family.samples]
+
+
+def test_what_parents_that_are_gone_have_left_is_removed_unless_a_worker_is_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another container, with which only the folder for temporary files is shared, the parent cannot be seen."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    _meeting_place("1")  # makes the root
+    (root,) = tmp_path.iterdir()
+    elsewhere, left = root / "999999999-a" / "shop-0", root / "999999998-b" / "shop-0"
+    files = []
+    for folder in (elsewhere, left):
+        folder.mkdir(parents=True)
+        files.append(CellFile(folder / "7-x.cells"))
+    flock(files[0].descriptor, LOCK_EX)
+    _meeting_place("1")
+    assert (elsewhere.exists(), left.parent.exists()) == (True, False)
+    for file in files:
+        file.close()
