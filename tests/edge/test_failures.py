@@ -63,6 +63,22 @@ async def test_in_prod_an_unexpected_error_tells_nothing_and_is_logged_once_with
     assert (line["request_id"], line["method"], line["path"]) == (answer.header("x-request-id"), "GET", "/orders")
 
 
+async def test_an_exception_handler_that_fails_itself_is_answered_and_both_errors_are_logged() -> None:
+    async def fail(request: Request) -> Response:
+        raise NotFoundError("User", 7)
+
+    async def break_down(request: Request, error: Exception) -> Response:
+        raise KeyError("in the handler")
+
+    app = only(fail, env="prod")
+    app.add_exception_handler(NotFoundError, break_down)
+    with captured() as output:
+        assert (await call(app)).is_problem(500, "internal_error")
+    stack = output.only("request.failed")["error"]["stack"]
+    assert "NotFoundError" in stack
+    assert "in break_down" in stack
+
+
 async def test_an_error_of_ours_that_an_inner_handler_answers_with_5xx_is_logged_and_counted_all_the_same() -> None:
     async def fail(request: Request) -> Response:
         raise UnavailableError("The queue is full.")
