@@ -211,24 +211,25 @@ async def test_a_client_that_sends_slowly_takes_no_place_and_waits_for_one_when_
     async def send(message: Message) -> None:
         answer.messages.append(message)
 
-    slow = asyncio.create_task(app(scope_of("POST"), receive, send))
-    while parts or admission._running:
-        await asyncio.sleep(0.001)
-    assert (await call(app)).status == 200
-    busy = asyncio.create_task(call(app, path="/busy"))
-    while not admission._running:
-        await asyncio.sleep(0)
-    rest.set()
-    if max_queue:
-        await until_queued(edge_of(app), 1)
-        assert answer.messages == []
+    async with asyncio.timeout(10):
+        slow = asyncio.create_task(app(scope_of("POST"), receive, send))
+        while parts or admission._running:
+            await asyncio.sleep(0.001)
+        assert (await call(app)).status == 200
+        busy = asyncio.create_task(call(app, path="/busy"))
+        while not admission._running:
+            await asyncio.sleep(0)
+        rest.set()
+        if max_queue:
+            await until_queued(edge_of(app), 1)
+            assert answer.messages == []
+            may_end.set()
+        await slow
+        assert answer.status == status
+        assert answer.body == b"ab" if status == 200 else answer.is_problem(503, "unavailable")
         may_end.set()
-    await slow
-    assert answer.status == status
-    assert answer.body == b"ab" if status == 200 else answer.is_problem(503, "unavailable")
-    may_end.set()
-    assert (await busy).status == 200
-    assert not admission._running
+        assert (await busy).status == 200
+        assert not admission._running
 
 
 async def test_many_at_random_never_exceed_the_limit_and_leave_nothing_behind() -> None:
