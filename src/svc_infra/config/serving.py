@@ -65,6 +65,7 @@ class CorsSettings(Section):
     )
     expose_headers: Many = (
         "ETag",
+        "Idempotent-Replayed",
         "Location",
         "RateLimit",
         "RateLimit-Policy",
