@@ -15,6 +15,7 @@ from svc_infra.db.http import DbSession
 from svc_infra.errors import UnavailableError
 from svc_infra.idempotency import Answer, Claim, RedisIdempotencyStore, SqlIdempotencyStore
 from svc_infra.idempotency.http import Idempotent
+from svc_infra.idempotency.store import Refusal
 from svc_infra.redis import connect
 from svc_infra.testing.clock import FakeClock
 from tests.idempotency.shop import INSERT, Shop, caller_of, key
@@ -113,6 +114,35 @@ async def test_a_request_that_was_cancelled_gives_its_key_back(shop: Shop) -> No
         shop.may_go.set()
         assert (await client.post("/orders", headers=key())).json() == 2
         assert await shop.orders() == 1
+
+
+class Hesitant(SqlIdempotencyStore):
+    """One that has given a key a while before it says so."""
+
+    claimed: asyncio.Event
+    may_say_so: asyncio.Event
+
+    async def claim(self, key: str, fingerprint: str) -> Claim | Answer | Refusal:
+        outcome = await super().claim(key, fingerprint)
+        self.claimed.set()
+        await self.may_say_so.wait()
+        return outcome
+
+
+async def test_a_request_that_was_cancelled_while_it_got_its_key_gives_it_back_too(sqlite_db: AsyncDatabase) -> None:
+    store = Hesitant(sqlite_db)
+    store.claimed, store.may_say_so = asyncio.Event(), asyncio.Event()
+    shop = Shop(sqlite_db, store)
+    shop.may_go.set()
+    guard(shop)
+    async with shop.client() as client:
+        first = asyncio.create_task(client.post("/orders", headers=key()))
+        await store.claimed.wait()
+        first.cancel()
+        store.may_say_so.set()
+        await asyncio.wait({first})
+        assert first.cancelled()
+        assert (await client.post("/orders", headers=key())).json() == 1
 
 
 async def test_a_plain_handler_that_outlives_its_request_keeps_its_key(shop: Shop) -> None:

@@ -68,7 +68,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         pause = FIRST_PAUSE_SECONDS
-        while (outcome := await store.claim(key, fingerprint)) is Refusal.IN_PROGRESS:
+        while (outcome := await finished(self._claimed(store, key, fingerprint))) is Refusal.IN_PROGRESS:
             left = deadline - loop.time()
             if left <= 0:
                 _count("in_progress")
@@ -77,13 +77,19 @@ class Exchange:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         if isinstance(outcome, Claim):
             _count("first")
-            self._store, self._claim = store, outcome
             return None
         if isinstance(outcome, Answer):
             _count("replayed")
             return outcome
         _count("reused")
         raise IdempotencyKeyReusedError
+
+    async def _claimed(self, store: IdempotencyStore, key: str, fingerprint: str) -> Claim | Answer | Refusal:
+        """Claim once; whoever is cancelled meanwhile still knows of the claim, and `close` lets go of it."""
+        outcome = await store.claim(key, fingerprint)
+        if isinstance(outcome, Claim):
+            self._store, self._claim = store, outcome
+        return outcome
 
     def leave_running(self) -> None:
         """The request has ended and its handler has not: nobody else gets the key before the lease ends."""
