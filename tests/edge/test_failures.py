@@ -149,6 +149,17 @@ async def test_an_error_after_the_answer_is_complete_is_logged_and_harms_nobody(
     assert output.only("request.failed")["error"]["message"] == "'in the background'"
 
 
+async def test_an_answer_with_a_header_that_would_break_it_is_a_problem_that_names_the_header() -> None:
+    async def reflect(request: Request) -> Response:
+        return PlainTextResponse("hello", headers={"X-Name": "a\r\nSet-Cookie: mine=1", "X-Tab": "a\tb"})
+
+    with captured() as output:
+        answer = await call(only(reflect))
+    assert answer.is_problem(500, "internal_error")
+    assert "in a header: x-name." in answer.json["detail"]
+    assert "Set-Cookie" not in str(output.only("request.failed"))
+
+
 async def test_an_app_that_does_not_answer_is_answered_for() -> None:
     async def silent(scope: Scope, receive: Receive, send: Send) -> None:
         return

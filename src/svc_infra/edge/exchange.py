@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,8 @@ SLOW_READ_SECONDS = 0.01
 """A handler that waits for a part of its body for longer leaves its place to others, and gets its time anew."""
 
 _CLOSE = (b"connection", b"close")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What no header's value may hold: RFC 9110, section 5.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +251,16 @@ class Exchange:
     def _begun(self, message: Message) -> Message:
         """The beginning of the answer with the headers that every answer has; the handler's time ends here."""
         rules, scope = self._rules, self._scope
+        headers = list(message.get("headers", ()))
+        if _CONTROL.search(b"".join([value for _, value in headers])):  # the server would close without an answer
+            names = ", ".join(sorted({name.decode("latin-1") for name, value in headers if _CONTROL.search(value)}))
+            raise SvcInfraError(f"The app answered with control characters in a header: {names}.")
         self.began = monotonic()
         self.status = message["status"]
         rules.admission.leave(self)
         self.context.deadline = inf  # what a stream or a background task calls has its own time
         if self.status >= 500 and self.admitted and self.error is None and (cause := sys.exc_info()[1]) is not None:
             self._report(cause)  # an exception handler inside the app is answering this one
-        headers = list(message.get("headers", ()))
         present = dict(headers)
         if not b"".join(present).islower():  # ASGI wants it so, and nearly everybody does it
             present = by_name(headers)
