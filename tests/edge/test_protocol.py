@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,15 +39,17 @@ Connection = tuple[StreamReader, StreamWriter]
 
 
 @asynccontextmanager
-async def serving(app: Starlette, limits: EdgeSettings, made: list[BoundedProtocol]) -> AsyncIterator[int]:
+async def serving(
+    app: Starlette, limits: EdgeSettings, made: list[BoundedProtocol], **uvicorns: Any
+) -> AsyncIterator[int]:
     """Serve the app on a free port until the block ends, and remember the connections."""
 
-    def protocol(**uvicorns: Any) -> BoundedProtocol:
-        made.append(BoundedProtocol(**uvicorns, limits=limits))
+    def protocol(**given: Any) -> BoundedProtocol:
+        made.append(BoundedProtocol(**given, limits=limits))
         return made[-1]
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        options: dict[str, Any] = {"http": protocol, "log_config": None, "timeout_graceful_shutdown": 5}
+        options: dict[str, Any] = {"http": protocol, "log_config": None, "timeout_graceful_shutdown": 5, **uvicorns}
         server = uvicorn.Server(uvicorn.Config(app, **options))
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -58,9 +61,9 @@ async def serving(app: Starlette, limits: EdgeSettings, made: list[BoundedProtoc
 
 @asynccontextmanager
 async def connected(
-    service: Service, limits: EdgeSettings = LIMITS, made: list[BoundedProtocol] | None = None
+    service: Service, limits: EdgeSettings = LIMITS, made: list[BoundedProtocol] | None = None, **uvicorns: Any
 ) -> AsyncIterator[Connection]:
-    async with asyncio.timeout(20), serving(service.app, limits, [] if made is None else made) as port:
+    async with asyncio.timeout(20), serving(service.app, limits, [] if made is None else made, **uvicorns) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             yield reader, writer
@@ -314,6 +317,39 @@ async def test_a_websocket_is_left_alone(service: Service) -> None:
             request("GET", "/ws", "Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
         )
         assert (await status_of(reader))[0] in (403, 404)  # there is none; the protocol of websockets has said so
+
+
+class Websockets(asyncio.Protocol):
+    """As uvicorn's, over the library `websockets`: it answers what that has read, and nothing to what it has not."""
+
+    def __init__(self, **_: Any) -> None:
+        self.conn = SimpleNamespace(handshake_exc=None)
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if data.startswith(b"GET "):
+            self.transport.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        else:
+            self.conn.handshake_exc = ValueError("unsupported HTTP method; expected GET")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "header", "status"),
+    [
+        ("GET", "/ws", "X-A: a", 101),
+        ("POST", "/ws", "X-A: a", 400),
+        ("GET", "/" + "q" * 1000, "X-A: a", 414),
+        ("GET", "/ws", "X-A: " + "a" * 3000, 431),
+    ],
+)
+async def test_a_websocket_that_nobody_can_read_is_refused_instead_of_waited_for(
+    method: str, path: str, header: str, status: int, service: Service
+) -> None:
+    async with connected(service, ws=Websockets) as (reader, writer):
+        writer.write(request(method, path, "Connection: upgrade", "Upgrade: websocket", header))
+        assert (await (status_of(reader) if status == 101 else refusal(reader)))[0] == status
 
 
 def test_a_server_with_another_protocol_keeps_it() -> None:

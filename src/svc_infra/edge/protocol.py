@@ -26,7 +26,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from svc_infra.config.serving import EdgeSettings
-from svc_infra.errors import BadRequestError, HeadersTooLargeError, RequestTimeoutError, SvcInfraError
+from svc_infra.errors import (
+    BadRequestError,
+    HeadersTooLargeError,
+    RequestTimeoutError,
+    SvcInfraError,
+    UriTooLongError,
+)
 from svc_infra.middleware.problem import encoded, render
 from svc_infra.obs.context import Context, enter, leave
 
@@ -72,6 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         limits = _from_environment() if limits is None else limits
+        self._limits = limits
         self._max_bytes = limits.max_url_bytes + limits.max_header_bytes
         self._seconds = limits.header_timeout_seconds
         self._deadline: asyncio.TimerHandle | None = None
@@ -144,10 +151,26 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unread = self._data[upgrade.args[0] :]
 
     def handle_websocket_upgrade(self) -> None:
-        """Leave the connection to the protocol of websockets."""
-        self._is_over = True
+        """Leave the connection to the protocol of websockets; what that cannot read is refused, not waited for."""
         self._wait_no_longer()
+        if error := self._too_large():
+            self._refuse(error)
+            return
         super().handle_websocket_upgrade()
+        conn = getattr(self.transport.get_protocol(), "conn", None)
+        if getattr(conn, "handshake_exc", None) is None:
+            self._is_over = True
+        else:  # `websockets` has stopped reading, and uvicorn neither answers nor closes
+            self._refuse(BadRequestError("That is no handshake of a websocket."))
+
+    def _too_large(self) -> SvcInfraError | None:
+        limits, headers = self._limits, self.scope["headers"]
+        if len(self.url) > limits.max_url_bytes:
+            return UriTooLongError()
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > limits.max_headers or size > limits.max_header_bytes:
+            return HeadersTooLargeError()
+        return None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as a problem like every other."""
