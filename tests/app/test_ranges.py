@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
@@ -54,10 +54,26 @@ def test_a_part_that_there_is_not_is_a_416_that_says_how_long_it_is(path: str, a
 
 
 @pytest.mark.parametrize("path", ["/file", "/static/ten.txt"])
-@pytest.mark.parametrize("asked", ["", "bytes", "bytes=", "bytes=-", "bytes=x-y", "bytes=5-2", "items=0-1", "\xff"])
+@pytest.mark.parametrize("asked", ["", "bytes", "bytes=", "bytes=-", "bytes=x-y", "bytes=5-2", "=0-1", "\xff"])
 def test_a_range_that_is_none_is_a_400(path: str, asked: str, client: TestClient) -> None:
     answer = client.get(path, headers={b"Range": asked.encode("latin-1")})
     is_problem(answer, 400, "bad_request", path)
+
+
+@pytest.mark.parametrize("path", ["/file", "/static/ten.txt"])
+@pytest.mark.parametrize("headers", [{}, {"If-Range": "ETAG"}])
+def test_a_range_in_a_unit_that_nobody_knows_is_none(path: str, headers: dict[str, str], client: TestClient) -> None:
+    headers = {name: client.get(path).headers[value] for name, value in headers.items()}
+    answer = client.get(path, headers={**headers, "Range": "items=0-1"})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+
+
+def test_a_handler_may_know_a_unit_of_its_own(app: FastAPI, client: TestClient) -> None:
+    @app.get("/items")
+    async def items(request: Request) -> str:
+        return request.headers["range"]
+
+    assert client.get("/items", headers={"Range": "items=0-24"}).json() == "items=0-24"
 
 
 @pytest.mark.parametrize("path", ["/file", "/static/ten.txt"])

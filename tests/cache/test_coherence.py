@@ -112,6 +112,61 @@ async def test_an_invalidation_between_reading_and_keeping_wins(make: MakeCache,
     assert await first(1) == 2
 
 
+@pytest.mark.parametrize("how", ["invalidate", "set", "expire", "clear"])
+async def test_what_is_read_after_a_change_was_cancelled_and_before_it_is_done_is_not_kept(
+    make: MakeCache, how: str
+) -> None:
+    cache = await hearing(make())
+    await cache.set("a", "old")
+    shared: Any = cache._shared
+    method = {"set": "write"}.get(how, how)
+    real, reached, go_on = getattr(shared, method), asyncio.Event(), asyncio.Event()
+
+    async def held(*args: Any) -> Any:
+        reached.set()
+        await go_on.wait()
+        return await real(*args)
+
+    setattr(shared, method, held)
+    changes = {
+        "invalidate": lambda: cache.delete("a"),
+        "set": lambda: cache.set("a", "new"),
+        "expire": lambda: cache.expire("a", 0.001),
+        "clear": cache.clear,
+    }
+    change = asyncio.ensure_future(changes[how]())
+    await reached.wait()
+    change.cancel()
+    await asyncio.wait([change])
+    assert await cache.get("a") == "old"  # nothing has happened yet
+    go_on.set()
+    await until(lambda: not cache.levels.background)
+    assert cache.memory.entries == {}
+    if how != "expire":
+        assert await cache.get("a") == ("new" if how == "set" else None)
+
+
+async def test_a_refresh_that_is_cancelled_leaves_nothing_old_behind(make: MakeCache, calls: Calls) -> None:
+    cache = await hearing(make())
+    thing = counted(cache, calls)
+    assert await thing(1) == 1
+    shared: Any = cache._shared
+    store, stored = shared.store, asyncio.Event()
+
+    async def held(*args: Any, **options: Any) -> Any:
+        await store(*args, **options)
+        stored.set()
+        await asyncio.get_running_loop().create_future()
+
+    shared.store = held
+    refreshing = asyncio.create_task(thing.refresh(1))
+    await stored.wait()
+    refreshing.cancel()
+    await asyncio.wait([refreshing])
+    assert await thing(1) == 2
+    assert len(calls) == 2
+
+
 async def test_a_killed_connection_flushes_the_memory_and_listens_again(
     make: MakeCache, calls: Calls, valkey_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

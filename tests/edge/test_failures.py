@@ -63,6 +63,22 @@ async def test_in_prod_an_unexpected_error_tells_nothing_and_is_logged_once_with
     assert (line["request_id"], line["method"], line["path"]) == (answer.header("x-request-id"), "GET", "/orders")
 
 
+async def test_an_exception_handler_that_fails_itself_is_answered_and_both_errors_are_logged() -> None:
+    async def fail(request: Request) -> Response:
+        raise NotFoundError("User", 7)
+
+    async def break_down(request: Request, error: Exception) -> Response:
+        raise KeyError("in the handler")
+
+    app = only(fail, env="prod")
+    app.add_exception_handler(NotFoundError, break_down)
+    with captured() as output:
+        assert (await call(app)).is_problem(500, "internal_error")
+    stack = output.only("request.failed")["error"]["stack"]
+    assert "NotFoundError" in stack
+    assert "in break_down" in stack
+
+
 async def test_an_error_of_ours_that_an_inner_handler_answers_with_5xx_is_logged_and_counted_all_the_same() -> None:
     async def fail(request: Request) -> Response:
         raise UnavailableError("The queue is full.")
@@ -131,6 +147,17 @@ async def test_an_error_after_the_answer_is_complete_is_logged_and_harms_nobody(
         answer = await call(only(endpoint))
     assert (answer.status, answer.body) == (200, b"hello")
     assert output.only("request.failed")["error"]["message"] == "'in the background'"
+
+
+async def test_an_answer_with_a_header_that_would_break_it_is_a_problem_that_names_the_header() -> None:
+    async def reflect(request: Request) -> Response:
+        return PlainTextResponse("hello", headers={"X-Name": "a\r\nSet-Cookie: mine=1", "X-Tab": "a\tb"})
+
+    with captured() as output:
+        answer = await call(only(reflect))
+    assert answer.is_problem(500, "internal_error")
+    assert "in a header: x-name." in answer.json["detail"]
+    assert "Set-Cookie" not in str(output.only("request.failed"))
 
 
 async def test_an_app_that_does_not_answer_is_answered_for() -> None:

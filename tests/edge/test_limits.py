@@ -38,7 +38,16 @@ async def test_headers_up_to_the_limits_are_accepted_and_more_are_not() -> None:
     assert (await call(app, headers=[("a", "x" * 30), ("a", "x" * 30)])).is_problem(431, "headers_too_large")
 
 
-async def test_a_websocket_with_too_large_headers_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("asked", "limits", "reason"),
+    [
+        ({"headers": [("a", "x" * 99)]}, {"max_header_bytes": 50}, "headers_too_large"),
+        ({"query": b"q" * 99}, {"max_url_bytes": 50}, "uri_too_long"),
+    ],
+)
+async def test_a_websocket_with_too_large_headers_or_address_is_refused(
+    asked: dict[str, Any], limits: dict[str, int], reason: str
+) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -47,10 +56,10 @@ async def test_a_websocket_with_too_large_headers_is_refused() -> None:
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    scope = {**scope_of(headers=[("a", "x" * 99)]), "type": "websocket", "extensions": {}}
+    scope = {**scope_of(**asked), "type": "websocket", "extensions": {}}
     del scope["method"]
-    await around(only(hello), edge={"max_header_bytes": 50})(scope, receive, send)
-    assert [(message["type"], message["reason"]) for message in sent] == [("websocket.close", "headers_too_large")]
+    await around(only(hello), edge=limits)(scope, receive, send)
+    assert [(message["type"], message["reason"]) for message in sent] == [("websocket.close", reason)]
 
 
 async def slowly(app: Any, *parts: bytes, pause: float = 0.0) -> Answer:

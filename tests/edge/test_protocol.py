@@ -13,11 +13,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -35,15 +39,17 @@ Connection = tuple[StreamReader, StreamWriter]
 
 
 @asynccontextmanager
-async def serving(app: Starlette, limits: EdgeSettings, made: list[BoundedProtocol]) -> AsyncIterator[int]:
+async def serving(
+    app: Starlette, limits: EdgeSettings, made: list[BoundedProtocol], **uvicorns: Any
+) -> AsyncIterator[int]:
     """Serve the app on a free port until the block ends, and remember the connections."""
 
-    def protocol(**uvicorns: Any) -> BoundedProtocol:
-        made.append(BoundedProtocol(**uvicorns, limits=limits))
+    def protocol(**given: Any) -> BoundedProtocol:
+        made.append(BoundedProtocol(**given, limits=limits))
         return made[-1]
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        options: dict[str, Any] = {"http": protocol, "log_config": None, "timeout_graceful_shutdown": 5}
+        options: dict[str, Any] = {"http": protocol, "log_config": None, "timeout_graceful_shutdown": 5, **uvicorns}
         server = uvicorn.Server(uvicorn.Config(app, **options))
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -55,9 +61,9 @@ async def serving(app: Starlette, limits: EdgeSettings, made: list[BoundedProtoc
 
 @asynccontextmanager
 async def connected(
-    service: Service, limits: EdgeSettings = LIMITS, made: list[BoundedProtocol] | None = None
+    service: Service, limits: EdgeSettings = LIMITS, made: list[BoundedProtocol] | None = None, **uvicorns: Any
 ) -> AsyncIterator[Connection]:
-    async with asyncio.timeout(20), serving(service.app, limits, [] if made is None else made) as port:
+    async with asyncio.timeout(20), serving(service.app, limits, [] if made is None else made, **uvicorns) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             yield reader, writer
@@ -204,6 +210,99 @@ async def test_endless_headers_behind_a_request_that_is_being_answered_end_the_c
         await service.closed.wait()
 
 
+CHUNKED = request("POST", "/upload", "Transfer-Encoding: chunked")
+
+
+async def test_trailer_fields_never_become_headers_of_their_request_nor_of_the_next(service: Service) -> None:
+    seen: list[list[bytes]] = []
+
+    async def names(request: Request) -> PlainTextResponse:
+        await request.body()
+        seen.append([name for name, _ in request.scope["headers"]])
+        return PlainTextResponse("seen")
+
+    service.app.routes.append(Route("/names", names, methods=["POST"]))
+    chunked = request("POST", "/names", "Transfer-Encoding: chunked")
+    async with connected(service) as (reader, writer):
+        writer.write(chunked + b"2\r\nhe\r\n0\r\nX-Internal: 1\r\nAuthorization: mine\r\n\r\n" + chunked + b"0\r\n\r\n")
+        for _ in range(2):
+            assert (await status_of(reader))[0] == 200
+            await reader.readexactly(len(b"seen"))
+    assert seen == [[b"host", b"transfer-encoding"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [(b"0\r\nX: ", b"a" * 1000), (b"0\r\n", b"X: " + b"a" * 100 + b"\r\n"), (b"1;a=", b"a" * 1000)],
+    ids=["one trailer field", "trailer fields", "a chunk extension"],
+)
+@pytest.mark.parametrize("path", ["/upload", "/nowhere"], ids=["while it is read", "once it is answered"])
+async def test_what_is_neither_headers_nor_body_is_bounded_too(
+    begin: bytes, more: bytes, path: str, service: Service
+) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(request("POST", path, "Transfer-Encoding: chunked") + begin)
+        if path == "/nowhere":
+            status, head = await status_of(reader)
+            assert status == 404
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+        sent, ended = 0, asyncio.create_task(reader.read())
+        while not ended.done():
+            writer.write(more)
+            sent += len(more)
+            await asyncio.sleep(0)
+        assert sent < 2 * READ_BYTES
+        if ended.exception() is None:  # it may be a reset
+            assert ended.result() == b""
+    assert service.saved == []
+
+
+async def test_a_body_in_many_small_chunks_counts_as_no_headers(service: Service) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(CHUNKED)
+        for _ in range(900):
+            writer.write(b"1;ext=1234\r\nx\r\n")
+        writer.write(b"0\r\n\r\n")
+        assert (await status_of(reader))[0] == 200
+    assert service.saved == [900]
+
+
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize(
+    ("framing", "body", "saved"),
+    [
+        ("Content-Length: 5", b"hello", 5),
+        ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n", 5),
+        ("Content-Length: 0", b"", 0),
+        ("X-None: 1", b"", 0),
+    ],
+)
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_a_request_that_offers_another_protocol_is_read_to_its_end_in_this_one(
+    framing: str, body: bytes, saved: int, in_pieces: bool, service: Service
+) -> None:
+    async with connected(service) as (reader, writer):
+        for _ in range(2):  # and so is what follows
+            sent = request("POST", "/upload", *UPGRADE, framing) + body + request("GET", "/")
+            for piece in [sent[at : at + 1] for at in range(len(sent))] if in_pieces else [sent]:
+                writer.write(piece)
+                await asyncio.sleep(0)
+            for answer in (b"saved", b"hello"):
+                assert (await status_of(reader))[0] == 200
+                assert await reader.readexactly(len(answer)) == answer
+    assert service.saved == [saved] * 2
+
+
+async def test_a_row_of_such_offers_is_no_load(service: Service) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(request("GET", "/", *UPGRADE[:2]) * 500)
+        for _ in range(500):
+            assert (await status_of(reader))[0] == 200
+            await reader.readexactly(len(b"hello"))
+
+
 async def test_what_is_no_http_is_a_problem(service: Service) -> None:
     async with connected(service) as (reader, writer):
         writer.write(b"GET / HTTP/9.9\r\n\r\n")
@@ -218,6 +317,39 @@ async def test_a_websocket_is_left_alone(service: Service) -> None:
             request("GET", "/ws", "Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
         )
         assert (await status_of(reader))[0] in (403, 404)  # there is none; the protocol of websockets has said so
+
+
+class Websockets(asyncio.Protocol):
+    """As uvicorn's, over the library `websockets`: it answers what that has read, and nothing to what it has not."""
+
+    def __init__(self, **_: Any) -> None:
+        self.conn = SimpleNamespace(handshake_exc=None)
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if data.startswith(b"GET "):
+            self.transport.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        else:
+            self.conn.handshake_exc = ValueError("unsupported HTTP method; expected GET")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "header", "status"),
+    [
+        ("GET", "/ws", "X-A: a", 101),
+        ("POST", "/ws", "X-A: a", 400),
+        ("GET", "/" + "q" * 1000, "X-A: a", 414),
+        ("GET", "/ws", "X-A: " + "a" * 3000, 431),
+    ],
+)
+async def test_a_websocket_that_nobody_can_read_is_refused_instead_of_waited_for(
+    method: str, path: str, header: str, status: int, service: Service
+) -> None:
+    async with connected(service, ws=Websockets) as (reader, writer):
+        writer.write(request(method, path, "Connection: upgrade", "Upgrade: websocket", header))
+        assert (await (status_of(reader) if status == 101 else refusal(reader)))[0] == status
 
 
 def test_a_server_with_another_protocol_keeps_it() -> None:

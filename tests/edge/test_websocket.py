@@ -86,6 +86,19 @@ async def test_an_error_in_an_open_websocket_closes_it_and_tells_the_code(
     assert bool(failed) is (code == 1011)
 
 
+async def test_a_client_that_leaves_is_no_failure_and_is_told_nothing() -> None:
+    async def listen(websocket: WebSocket) -> None:
+        await websocket.accept()
+        while True:
+            await websocket.receive_text()
+
+    with captured() as output:
+        sent = await connect(listen)
+    assert [message["type"] for message in sent] == ["websocket.accept"]
+    (line,) = output.lines
+    assert (line["method"], line["status"]) == ("WEBSOCKET", 101)
+
+
 async def test_an_error_after_the_close_is_only_logged() -> None:
     async def fail(websocket: WebSocket) -> None:
         await websocket.accept()

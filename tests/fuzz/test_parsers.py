@@ -31,6 +31,7 @@ from svc_infra.middleware.problem import encoded
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.obs.redact import redacted, shown
 from svc_infra.obs.tracing import parse_traceparent
+from svc_infra.obs.tracing.spans import _asked
 from svc_infra.security.keyring import KeyRing
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.testing import FakeClock
@@ -47,7 +48,10 @@ GENUINE, _ = TOKENS.issue(
     session_ends_at=CLOCK.now() + timedelta(days=1),
     authenticated_at=CLOCK.now(),
 )
-PROXIES = {header: TrustedProxies(["192.0.2.0/24"], header=header) for header in ("x-forwarded", "forwarded")}
+PROXIES = {
+    header: TrustedProxies(["192.0.2.0/24"], header=header, forwarded_host=True)
+    for header in ("x-forwarded", "forwarded")
+}
 HOSTS = TrustedHosts(["api.example.com", "*.example.com"])
 CORS = cors(None, CorsSettings(origins=("https://*.example.com",)))  # type: ignore[arg-type]
 
@@ -89,6 +93,7 @@ PARSERS: dict[str, tuple[Callable[[str], object], type[Exception] | None]] = {
     "claims": (lambda text: TOKENS.verify(f"{GENUINE.partition('.')[0]}.{text}"), InvalidTokenError),
     "signature": (lambda text: TOKENS.verify(f"{GENUINE.rpartition('.')[0]}.{text}"), InvalidTokenError),
     "network": (network, None),
+    "host of a span": (lambda text: _asked({**scope_of("host", text), "path": "/"}), None),
     "header of an answer": (lambda text: encoded([("a", text)]), None),
     "log": (redacted, None),
     "log, cut": (lambda text: shown(text, keep_end=True), None),
@@ -145,6 +150,7 @@ SAMPLES = {
     "claims": "eyJhIjoxfQ",
     "signature": "AbC_-",
     "network": "fe80::1%eth0",
+    "host of a span": "[::1]:443",
     "header of an answer": "a b",
     "log": "://a:b@ password='d' Bearer e",
     "log, cut": "eyJaaaa.b",

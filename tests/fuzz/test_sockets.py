@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svc_infra.edge.edge import EdgeMiddleware
+from svc_infra.edge.protocol import BoundedProtocol
 from svc_infra.wiring import wiring_of
 from tests.edge.test_uvicorn import Service, request, serving, status_of
 
@@ -65,7 +66,7 @@ async def service() -> AsyncIterator[Serving]:
     """The service; at the end it is well, and no task of its own is left."""
     before = asyncio.all_tasks()
     made = Serving()
-    async with serving(made.app) as made.port:
+    async with serving(made.app, http=BoundedProtocol) as made.port:  # as every app of `create_app` is served
         yield made
         await made.is_well()
     async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -165,6 +166,7 @@ pieces = st.sampled_from(
         *(b"GET / HTTP/1.1\r\n", b"POST /upload HTTP/1.1\r\n", b"GET /nowhere HTTP/1.0\r\n", b"OPTIONS * HTTP/1.1\r\n"),
         *(b"Host: test\r\n", b"Content-Length: 5\r\n", b"Content-Length: 2000\r\n", b"Transfer-Encoding: chunked\r\n"),
         *(b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"Upgrade: websocket\r\nConnection: upgrade\r\n"),
+        *(b"Upgrade: h2c\r\nConnection: upgrade\r\n", b"1;a=b\r\nx\r\n", b"0\r\nX-Trailer: 1\r\n\r\n"),
         *(b"\r\n", b"\r\n", b"\n", b"hello", b"5\r\nhello\r\n", b"0\r\n\r\n", b"x" * 1500, b": ", b"\x00", b"HTTP/1.1"),
     ]
 )

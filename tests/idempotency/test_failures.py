@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from fastapi import Depends
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.http import DbSession
 from svc_infra.errors import UnavailableError
 from svc_infra.idempotency import Answer, Claim, RedisIdempotencyStore, SqlIdempotencyStore
 from svc_infra.idempotency.http import Idempotent
+from svc_infra.idempotency.store import Refusal
 from svc_infra.redis import connect
 from svc_infra.testing.clock import FakeClock
 from tests.idempotency.shop import INSERT, Shop, caller_of, key
@@ -111,6 +114,76 @@ async def test_a_request_that_was_cancelled_gives_its_key_back(shop: Shop) -> No
         shop.may_go.set()
         assert (await client.post("/orders", headers=key())).json() == 2
         assert await shop.orders() == 1
+
+
+class Hesitant(SqlIdempotencyStore):
+    """One that has given a key a while before it says so."""
+
+    claimed: asyncio.Event
+    may_say_so: asyncio.Event
+
+    async def claim(self, key: str, fingerprint: str) -> Claim | Answer | Refusal:
+        outcome = await super().claim(key, fingerprint)
+        self.claimed.set()
+        await self.may_say_so.wait()
+        return outcome
+
+
+async def test_a_request_that_was_cancelled_while_it_got_its_key_gives_it_back_too(sqlite_db: AsyncDatabase) -> None:
+    store = Hesitant(sqlite_db)
+    store.claimed, store.may_say_so = asyncio.Event(), asyncio.Event()
+    shop = Shop(sqlite_db, store)
+    shop.may_go.set()
+    guard(shop)
+    async with shop.client() as client:
+        first = asyncio.create_task(client.post("/orders", headers=key()))
+        await store.claimed.wait()
+        first.cancel()
+        store.may_say_so.set()
+        await asyncio.wait({first})
+        assert first.cancelled()
+        assert (await client.post("/orders", headers=key())).json() == 1
+
+
+async def test_a_plain_handler_that_outlives_its_request_keeps_its_key(shop: Shop) -> None:
+    may_end, loop = threading.Event(), asyncio.get_running_loop()
+
+    @shop.app.post("/orders", dependencies=[Idempotent(caller=caller_of)])
+    def order() -> None:
+        shop.runs += 1
+        loop.call_soon_threadsafe(shop.arrived.set)
+        may_end.wait(10)
+
+    async with shop.client() as client:
+        first = asyncio.create_task(client.post("/orders", headers=key()))
+        await shop.arrived.wait()
+        first.cancel()  # as a deadline does
+        await asyncio.wait({first})
+        try:
+            assert (await client.post("/orders", headers=key())).status_code == 409
+        finally:
+            may_end.set()
+    assert shop.runs == 1
+
+
+async def test_a_committed_effect_has_its_answer_whatever_becomes_of_the_request_after_it(shop: Shop) -> None:
+    async def break_off() -> AsyncIterator[None]:
+        yield
+        raise KeyError("after the commit")
+
+    ends_last = [Idempotent(caller=caller_of), Depends(break_off, scope="function")]
+
+    @shop.app.post("/orders", dependencies=ends_last)
+    async def order(session: DbSession) -> int:
+        shop.runs += 1
+        await session.execute(INSERT, {"item": "tea"})
+        return shop.runs
+
+    async with shop.client() as client:
+        assert (await client.post("/orders", headers=key())).status_code == 500
+        again = await client.post("/orders", headers=key())
+        assert (again.status_code, again.json(), again.headers["idempotent-replayed"]) == (200, 1, "true")
+        assert (shop.runs, await shop.orders()) == (1, 1)
 
 
 async def test_a_duplicate_that_waits_in_vain_is_refused(shop: Shop) -> None:

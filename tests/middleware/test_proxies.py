@@ -15,7 +15,7 @@ from svc_infra.middleware.proxies import MAX_HOPS, TrustedProxies
 from tests.middleware.asgi import call, only, scope_of
 
 PROXY, NEXT_PROXY, CLIENT = "10.0.0.1", "10.0.0.2", "203.0.113.9"
-X = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
+X = TrustedProxies(["10.0.0.0/8", "fd00::/8"], forwarded_host=True)
 F = TrustedProxies(["10.0.0.0/8", "fd00::/8"], header="forwarded")
 
 
@@ -75,6 +75,13 @@ def test_scheme_and_host_are_the_clients_own() -> None:
     assert scope["scheme"] == "https"
     assert [value for name, value in scope["headers"] if name == b"host"] == [b"api.example.com:444"]
     assert seen(X, *headers, kind="websocket")["scheme"] == "wss"
+
+
+def test_a_host_that_the_proxies_do_not_write_is_the_clients_invention() -> None:
+    proxies = TrustedProxies(["10.0.0.0/8"])
+    headers = [("x-forwarded-for", CLIENT), ("x-forwarded-proto", "https"), ("x-forwarded-host", "evil.example")]
+    scope = seen(proxies, *headers)
+    assert (client_ip(scope), scope["scheme"], dict(scope["headers"])[b"host"]) == (CLIENT, "https", b"internal")
 
 
 def test_the_scheme_belongs_to_the_same_hop_as_the_client() -> None:
@@ -184,7 +191,7 @@ async def test_behind_its_proxies_the_edge_logs_and_protects_the_real_client() -
 
         return PlainTextResponse(f"{request.client.host} {request.url}")
 
-    app = only(endpoint, edge={"trusted_proxies": "10.0.0.0/8,unix"})
+    app = only(endpoint, edge={"trusted_proxies": "10.0.0.0/8,unix", "forwarded_host": True})
     headers = [("x-forwarded-for", CLIENT), ("x-forwarded-proto", "https"), ("x-forwarded-host", "api.example.com")]
     answer = await call(app, headers=headers, client=(PROXY, 5))
     assert answer.body.decode() == f"{CLIENT} https://api.example.com/"

@@ -268,9 +268,11 @@ def test_an_access_line_is_the_same_with_and_without_the_detour_of_a_record(fmt:
     with captured(fmt=fmt, drop_paths=["/quiet"]) as output:
         log_request(REQUEST)
         log_request(REQUEST._replace(path="/quiet"))
+        log_request(REQUEST._replace(path="/below/quiet", route="/quiet"))
         logging.getLogger().addHandler(logging.NullHandler())  # anything else that listens gets a record
         log_request(REQUEST)
         log_request(REQUEST._replace(path="/quiet"))
+        log_request(REQUEST._replace(path="/below/quiet", route="/quiet"))
     direct, detoured = [re.sub(r"\d\d:\d\d:\d\d\.\d+", "", line) for line in output.text.splitlines()]
     assert direct == detoured
     assert "svc_infra.access" in direct

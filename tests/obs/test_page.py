@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
+from anyio import to_thread
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -82,6 +86,37 @@ async def test_a_scrape_is_never_limited_shed_or_refused_for_its_host() -> None:
         assert (await from_peer(app, "10.0.0.1", ("Host", "10.0.0.9:8000"))).status == 200
     own = ("Host", "api.example.com")
     assert [(await call(app, headers=[own])).status for _ in range(2)] == [200, 429]
+
+
+async def test_a_scrape_is_answered_while_every_thread_of_the_handlers_is_taken() -> None:
+    app, may_end, busy = observed(), threading.Event(), asyncio.Event()
+    loop, threads = asyncio.get_running_loop(), to_thread.current_default_thread_limiter()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(busy.set)
+        may_end.wait()
+
+    before, threads.total_tokens = threads.total_tokens, 1
+    try:
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(to_thread.run_sync(block))
+            await busy.wait()
+            try:
+                assert (await from_peer(app, None)).status == 200
+            finally:
+                may_end.set()
+    finally:
+        threads.total_tokens = before
+
+
+@pytest.mark.parametrize("below", ["", "/api"])
+async def test_probes_and_scrapes_are_known_where_the_app_is_served_below_a_path(below: str) -> None:
+    app = observed(env="prod", edge={"trusted_hosts": "api.example.com"})
+    answers = [await call(app, path=f"{below}/metrics", root_path=below, client=("10.0.0.1", 1)) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert b'route="/metrics"' not in answers[1].body
+    assert (await call(app, path=f"{below}/_ops/nothing", root_path=below)).status == 404
+    assert (await call(app, path=f"{below}/", root_path=below)).status == 400
 
 
 @pytest.mark.parametrize(

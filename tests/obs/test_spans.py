@@ -60,6 +60,30 @@ async def test_a_request_is_one_span_in_its_callers_trace() -> None:
     assert resource["deployment.environment.name"] == "test"
 
 
+@pytest.mark.parametrize(
+    ("host", "address", "port"),
+    [
+        ("[2001:db8::7]:8443", "2001:db8::7", 8443),
+        ("[2001:db8::7]", "2001:db8::7", None),
+        ("example.com", "example.com", None),
+        ("a:\xb2", "a:\xb2", None),  # which Python takes for a digit and not for a number
+        (":80", "", None),
+    ],
+)
+async def test_a_span_is_made_of_any_host_and_shows_no_secret_of_the_path(
+    host: str, address: str, port: int | None
+) -> None:
+    kept = Kept()
+    app = service(kept)
+    async with lifespan(app):
+        await call(app, "GET", "/reset/eyJhbGciOiJIUzI1NiJ9.e30.c2ln", headers=[("Host", host)])
+        assert wiring_of(app).in_flight == 0
+    (one,) = kept.get_finished_spans()
+    attributes = dict(one.attributes or {})
+    assert (attributes["server.address"], attributes.get("server.port")) == (address, port)
+    assert attributes["url.path"] == "/reset/[redacted]"
+
+
 async def test_a_trace_that_begins_here_has_the_id_that_the_log_shows() -> None:
     kept = Kept()
     app = service(kept)

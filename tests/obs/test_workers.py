@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fcntl import LOCK_EX, flock
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -29,7 +30,7 @@ from svc_infra.obs.add import add_observability
 from svc_infra.obs.cells import CellFile, Cells, read_cells
 from svc_infra.obs.metrics import Metrics
 from svc_infra.obs.series import MAX_SERIES, OTHER
-from svc_infra.obs.workers import Workers, joined
+from svc_infra.obs.workers import Workers, _meeting_place, joined
 from svc_infra.wiring import wiring_of
 from tests.obs.test_add import labels, scrape
 
@@ -151,7 +152,7 @@ def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) ->
 
 def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) -> None:
     with service(tmp_path, workers=2) as shop, ThreadPoolExecutor(1) as threads:
-        before, sent = shop.ping_all(2)
+        before = shop.ping(30)
         hanging = threads.submit(CLIENT.get, f"{shop.url}/hang")
         shop.wait_for_total(1, "http_server_inflight_requests")
         for pid in before:
@@ -162,7 +163,7 @@ def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) ->
         while not _answers(shop.url) and monotonic() < until:
             pass
         assert shop.total("http_server_inflight_requests") == 0
-        shop.wait_for_total(sent, "http_server_requests_total", route="/ping")
+        shop.wait_for_total(30, "http_server_requests_total", route="/ping")
 
 
 def work(pipe: Connection, folder: str, number: int) -> None:
@@ -334,3 +335,22 @@ def test_the_child_of_a_fork_begins_at_zero_and_changes_nothing_of_its_parent(tm
 
 def _own(metrics: Metrics) -> list[tuple[str, float]]:
     return [(sample.name, sample.value) for family in metrics.registry.collect() for sample in family.samples]
+
+
+def test_what_parents_that_are_gone_have_left_is_removed_unless_a_worker_is_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another container, with which only the folder for temporary files is shared, the parent cannot be seen."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    _meeting_place("1")  # makes the root
+    (root,) = tmp_path.iterdir()
+    elsewhere, left = root / "999999999-a" / "shop-0", root / "999999998-b" / "shop-0"
+    files = []
+    for folder in (elsewhere, left):
+        folder.mkdir(parents=True)
+        files.append(CellFile(folder / "7-x.cells"))
+    flock(files[0].descriptor, LOCK_EX)
+    _meeting_place("1")
+    assert (elsewhere.exists(), left.parent.exists()) == (True, False)
+    for file in files:
+        file.close()

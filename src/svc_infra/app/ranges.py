@@ -2,11 +2,15 @@
 
 `FileResponse` and `StaticFiles` find out that they cannot give a range while they answer, where no exception handler is
 asked any more. So their answer is held back until its text is known, and another one is sent in its place.
+
+A range in a unit that nobody knows is none (RFC 9110, section 14.2), where Starlette answers 400. It stays in the
+request, because a handler may know its unit; a condition that no file fulfils makes Starlette give the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import re
+from collections.abc import Awaitable, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +20,8 @@ from svc_infra.middleware.problem import as_problem, render
 NO_SUCH_PART = "What was asked for has no such part: Content-Range says how long it is."
 
 _REFUSALS = (400, 416)
+_UNIT = re.compile(rb"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*=")
+_WHOLE = (b"if-range", b'"in a unit of files"')
 
 
 class Ranges:
@@ -32,6 +38,8 @@ class Ranges:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Let the app answer a request for a range."""
+        if _is_in_another_unit(scope["headers"]):
+            scope["headers"] = [_WHOLE, *scope["headers"]]
         return self._app(scope, receive, _Answer(scope, send).send)
 
 
@@ -65,6 +73,11 @@ class _Answer:
         status, headers, body = render(problem, scope=self._scope, expose=False, cause=None)
         headers.append((b"content-length", str(len(body)).encode()))
         return {**start, "status": status, "headers": headers}, {"type": "http.response.body", "body": body}
+
+
+def _is_in_another_unit(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    unit = _UNIT.match(next(value for name, value in headers if name == b"range"))
+    return unit is not None and unit[1].lower() != b"bytes"
 
 
 def _is_text(start: Message) -> bool:

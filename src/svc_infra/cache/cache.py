@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -252,13 +252,12 @@ class Cache:
             entry.fresh_until = entry.refresh_at = entry.dead_at = self.memory.clock() + ttl_seconds
             return True
         self.levels.attach()
+        expiring = self._shared.expire(name, ttl_seconds, self._wall() + ttl_seconds)
         try:
-            return await self.levels.settled(self._shared.expire(name, ttl_seconds, self._wall() + ttl_seconds))
+            return await self.levels.settled(self._then_forget(expiring, [name]))
         except SvcInfraError:
             self.stats.errors["shared"] += 1
             return False
-        finally:
-            self.memory.forget([name])
 
     # --------------------------------------------------------------------------------------------------- invalidation
 
@@ -288,16 +287,13 @@ class Cache:
             self.memory.forget(names)
             return before - len(self.memory.entries)
         self.levels.attach()
-        try:
-            return await self.levels.settled(self._shared.invalidate(names))
-        finally:
-            self.memory.forget(names)  # after Redis, so that nothing older is read from there and kept here
+        return await self.levels.settled(self._then_forget(self._shared.invalidate(names), names))
 
     async def clear(self) -> None:
         """Forget everything in this namespace and version, in time that grows with all that Redis holds."""
         if self._shared is not None:
             self.levels.attach()
-            await self.levels.settled(self._shared.clear())
+            await self.levels.settled(self._then_forget(self._shared.clear(), [self.prefix]))
         self.memory.flush()
 
     # ------------------------------------------------------------------------------------------------------------ own
@@ -341,7 +337,17 @@ class Cache:
     def _ttl(self, ttl: Duration | None) -> float:
         return self.default_ttl_seconds if ttl is None else seconds_of("ttl", ttl)
 
-    def _heard(self, names: list[str]) -> None:
+    async def _then_forget(self, change: Awaitable[T], names: Sequence[str]) -> T:
+        """Forget names here after Redis has, so that nothing older is read from there and kept meanwhile.
+
+        One coroutine, for `settled`: whoever is cancelled between the two would leave the older value for its life.
+        """
+        try:
+            return await change
+        finally:
+            self._heard(names)
+
+    def _heard(self, names: Sequence[str]) -> None:
         if self.prefix in names:
             self.memory.flush()
         else:

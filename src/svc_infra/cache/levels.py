@@ -180,14 +180,13 @@ class Levels:
         """
         payloads = {name: codec.encode(value) for name, value in values.items()}
         counters = {name: value for name, value in values.items() if not tags and _is_counter(value, codec)}
-        until = self.wall() + ttl_seconds
-        since = self.memory.mark()
-        try:
-            if self.shared is not None:
-                await self.settled(self._share(self.shared, payloads, counters, tags, ttl_seconds, codec, stats))
-            is_current = self.memory.unchanged(since, [*values, *tags])
-        finally:
+        until, is_current = self.wall() + ttl_seconds, True
+        if self.shared is None:
             self.memory.forget(list(values))
+        else:
+            is_current = await self.settled(
+                self._share(self.shared, payloads, counters, tags, ttl_seconds, codec, stats)
+            )
         since = self.memory.mark()
         for name, payload in payloads.items():
             if is_current and (self.shared is None or name not in counters):  # others may count too
@@ -203,7 +202,9 @@ class Levels:
         ttl_seconds: float,
         codec: Codec,
         stats: Stats,
-    ) -> None:
+    ) -> bool:
+        """Store values in the second level, then forget those in memory; whether nothing was invalidated meanwhile."""
+        since = self.memory.mark()
         try:
             tokens, until = await shared.tokens(tags, ttl_seconds), self.wall() + ttl_seconds
             raw = {name: Stored(codec.identity, until, 0.0, tokens, one).pack() for name, one in payloads.items()}
@@ -211,6 +212,10 @@ class Levels:
         except SvcInfraError:
             stats.errors["shared"] += 1
             await shared.invalidate(list(payloads))
+        finally:
+            is_current = self.memory.unchanged(since, [*payloads, *tags])
+            self.memory.forget(list(payloads))
+        return is_current
 
 
 def _is_counter(value: Any, codec: Codec) -> bool:

@@ -131,7 +131,11 @@ class Loader:
         """The result, computed now whatever is kept, for every process."""
         self._levels.attach()
         self._memory.note([call.key])  # nobody joins a flight that began before
-        return await self._fly(call, self._begin(call, float("inf")), call.compute)
+        try:
+            return await self._fly(call, self._begin(call, float("inf")), call.compute)
+        except asyncio.CancelledError:
+            self._memory.forget([call.key])  # the new one may be where all processes look, and not here
+            raise
 
     def serve_alone(self, call: Call, compute: Callable[[], Any]) -> Any:
         """The result, for a caller who can wait for nobody: from memory, or computed here and kept there."""

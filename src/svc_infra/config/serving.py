@@ -22,6 +22,9 @@ class EdgeSettings(Section):
     forwarded_header: Literal["x-forwarded", "forwarded"] = Field(
         "x-forwarded", description="Which headers the proxies write: X-Forwarded-*, or Forwarded (RFC 7239)."
     )
+    forwarded_host: bool = Field(
+        False, description="Whether the proxies write X-Forwarded-Host; many leave it as the client has sent it."
+    )
     trusted_hosts: Many = Field((), description="Hosts that are answered, such as `*.example.com`; by default all.")
     max_url_bytes: PositiveInt = 8192
     max_headers: PositiveInt = 100
@@ -62,6 +65,7 @@ class CorsSettings(Section):
     )
     expose_headers: Many = (
         "ETag",
+        "Idempotent-Replayed",
         "Location",
         "RateLimit",
         "RateLimit-Policy",

@@ -21,8 +21,6 @@ class Handling(Protocol):
     context: Context
     admitted: bool
     """Its handler runs, or has run."""
-    reads: bool
-    """Its handler waits for the client, which has a limit of its own."""
 
     def expire(self) -> None:
         """End the handler: its time is over."""
@@ -32,7 +30,8 @@ class Handling(Protocol):
 class Admission:
     """Lets in as many requests as may run at once; the others wait a moment in a short queue, or are refused.
 
-    A request counts until its answer begins, so streams and slow readers take no place and have no deadline. One timer
+    A request counts until its answer begins, so streams and slow readers take no place and have no deadline; nor does
+    it count while its handler waits for the client, or a thousand that send slowly would keep everybody out. One timer
     serves the deadlines of all requests; a timer for each would cost more than the rest of this class.
 
     Args:
@@ -101,10 +100,17 @@ class Admission:
             if not place.done():  # else it has just given up, and will leave
                 place.set_result(None)
 
-    def restart(self, handling: Handling) -> None:
-        """Count a running handler's time anew, after it has waited for its client."""
-        if handling in self._running:
-            handling.context.deadline = max(handling.context.deadline, monotonic() + self._seconds)
+    def resume(self, handling: Handling, *, always: bool = False) -> bool:
+        """Count a running handler's time anew, after it has waited for its client; give it a place if it has left its.
+
+        Returns:
+            Whether it has one; if not, `wait`.
+        """
+        deadline = handling.context.deadline
+        if handling not in self._running and not self.enter(handling, monotonic(), always):
+            return False
+        handling.context.deadline = max(deadline, monotonic() + self._seconds)
+        return True
 
     def _watch(self, seconds: float) -> None:
         if seconds != inf:
@@ -115,11 +121,8 @@ class Admission:
         self._timer = None
         now = monotonic()
         for handling in [handling for handling in self._running if handling.context.deadline <= now]:
-            if handling.reads:
-                self.restart(handling)
-            else:
-                handling.context.deadline = inf  # cancelled once; it keeps its place until it has really ended
-                handling.expire()
+            handling.context.deadline = inf  # cancelled once; it keeps its place until it has really ended
+            handling.expire()
         if self._running:  # one that comes meanwhile may have less time than all of these
             next_deadline = min(handling.context.deadline for handling in self._running)
             self._watch(min(next_deadline - now, self._seconds))

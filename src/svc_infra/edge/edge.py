@@ -17,7 +17,7 @@ from svc_infra.edge.exchange import Exchange, Rules
 from svc_infra.edge.handshake import Handshake
 from svc_infra.edge.hosts import TrustedHosts
 from svc_infra.errors import HeadersTooLargeError, PayloadTooLargeError, SvcInfraError, UriTooLongError
-from svc_infra.middleware._scope import EDGE, Sent, log_answered, read_headers, route_template
+from svc_infra.middleware._scope import EDGE, Sent, log_answered, path_in_app, read_headers, route_template
 from svc_infra.middleware.proxies import TrustedProxies
 from svc_infra.middleware.security_headers import SecurityHeaders
 from svc_infra.obs.context import Context, enter, leave
@@ -51,7 +51,8 @@ class EdgeMiddleware:
         self._metrics_page = None if self._metrics is None else self._metrics.page
         self._tracing = wiring.get(Tracing) if wiring.has(Tracing) else None
         self._limits = edge = settings.edge
-        self._proxies = TrustedProxies(edge.trusted_proxies, header=edge.forwarded_header) or None
+        proxies, header = edge.trusted_proxies, edge.forwarded_header
+        self._proxies = TrustedProxies(proxies, header=header, forwarded_host=edge.forwarded_host) or None
         self._hosts = TrustedHosts(edge.trusted_hosts) or None
         self._cors = cors(app, settings.cors)
         self._rules = Rules(
@@ -98,12 +99,15 @@ class EdgeMiddleware:
         exchange = scope[EDGE] = Exchange(self._rules, scope, receive, send, context)
         active, token = activate(wiring), enter(context)
         wiring.request_started()
-        route_class = "" if metrics is None else metrics.started(scope["path"])
+        path = path_in_app(scope) if exchange.root_path else scope["path"]
+        route_class = "" if metrics is None else metrics.started(path)
         started = monotonic()
-        span = None if self._tracing is None else self._tracing.server(scope, context, sent.trace)
+        span = None
         try:
             try:
-                await self._let_in(scope, sent, exchange, started)
+                if self._tracing is not None:
+                    span = self._tracing.server(scope, context, sent.trace)
+                await self._let_in(scope, path, sent, exchange, started)
                 if not exchange.status:
                     exchange.finish()
             except BaseException as raised:
@@ -129,7 +133,7 @@ class EdgeMiddleware:
             wiring.request_finished()
             deactivate(active)
 
-    def _let_in(self, scope: Scope, sent: Sent, exchange: Exchange, now: float) -> Awaitable[None]:
+    def _let_in(self, scope: Scope, path: str, sent: Sent, exchange: Exchange, now: float) -> Awaitable[None]:
         """The inner part of the stack, outermost first: what is cheaper to refuse is refused earlier.
 
         1. Trusted hosts: another host's request is nobody's business here. Probes come by address.
@@ -139,7 +143,6 @@ class EdgeMiddleware:
         4. A place among the handlers that run, and a deadline. Probes are never refused.
         5. The app. What it reads of the body is counted and timed in `Exchange.receive`.
         """
-        limits, path = self._limits, scope["path"]
         is_ops = path.startswith(OPS) or path == self._metrics_page
         if self._hosts is not None and not is_ops:
             self._hosts.check(scope["headers"])
@@ -150,15 +153,19 @@ class EdgeMiddleware:
                 if is_preflight(scope, headers):
                     return answer_preflight(self._cors, headers, scope, exchange.receive, exchange.send)
                 exchange.share(self._cors, headers)
-        if len(scope.get("raw_path") or path) + len(scope["query_string"]) > limits.max_url_bytes:
-            raise UriTooLongError
-        if sent.headers > limits.max_headers or sent.header_bytes > limits.max_header_bytes:
-            raise HeadersTooLargeError
+        self._measure(scope, sent)
         if sent.body_bytes > self._rules.max_body_bytes:
             raise PayloadTooLargeError
         if self._rules.admission.enter(exchange, now, is_ops):
             return self.app(scope, exchange.receive, exchange.send)
         return self._queue(scope, exchange)
+
+    def _measure(self, scope: Scope, sent: Sent) -> None:
+        limits = self._limits
+        if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > limits.max_url_bytes:
+            raise UriTooLongError
+        if sent.headers > limits.max_headers or sent.header_bytes > limits.max_header_bytes:
+            raise HeadersTooLargeError
 
     async def _queue(self, scope: Scope, exchange: Exchange) -> None:
         await self._rules.admission.wait(exchange)
@@ -174,12 +181,13 @@ class EdgeMiddleware:
         active, token = activate(self._wiring), enter(context)
         self._wiring.request_started()
         started = monotonic()
-        span = None if self._tracing is None else self._tracing.server(scope, context, sent.trace)
+        span = None
         try:
+            if self._tracing is not None:
+                span = self._tracing.server(scope, context, sent.trace)
             if self._hosts is not None:
                 self._hosts.check(scope["headers"])
-            if sent.headers > self._limits.max_headers or sent.header_bytes > self._limits.max_header_bytes:
-                raise HeadersTooLargeError
+            self._measure(scope, sent)
             await self.app(scope, receive, handshake.send)
         except Exception as error:  # noqa: BLE001 - the server would only close; this logs, tells the client and closes
             await handshake.fail(error)
@@ -187,7 +195,7 @@ class EdgeMiddleware:
             route, seconds = route_template(scope, handshake.root_path), monotonic() - started
             log_answered(scope, route, handshake.status, handshake.sent_bytes, seconds)
             if span is not None:
-                span.end(scope, route, handshake.status, None)
+                span.end(scope, route, handshake.status, handshake.error)
             del scope[EDGE]
             leave(token)
             self._wiring.request_finished()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import monotonic
 
 from starlette.datastructures import Headers
@@ -17,7 +19,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from svc_infra.edge.admission import Admission
-from svc_infra.errors import DeadlineExceededError, PayloadTooLargeError, RequestTimeoutError, SvcInfraError
+from svc_infra.errors import (
+    DeadlineExceededError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+    SvcInfraError,
+    UnavailableError,
+)
 from svc_infra.middleware.problem import Headers as AnswerHeaders
 from svc_infra.middleware.problem import as_problem, respond
 from svc_infra.middleware.security_headers import SecurityHeaders, by_name
@@ -26,9 +34,11 @@ from svc_infra.obs.logging import logger
 from svc_infra.wiring import Phase, Wiring
 
 SLOW_READ_SECONDS = 0.01
-"""A handler that has waited for a part of its body for longer gets its time anew."""
+"""A handler that waits for a part of its body for longer leaves its place to others, and gets its time anew."""
 
 _CLOSE = (b"connection", b"close")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What no header's value may hold: RFC 9110, section 5.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class Exchange:
         "_closes",
         "_cut",
         "_has_all",
+        "_has_left",
         "_read_bytes",
         "_receive",
         "_rules",
@@ -67,7 +78,6 @@ class Exchange:
         "disconnected",
         "error",
         "expired",
-        "reads",
         "root_path",
         "sent_bytes",
         "status",
@@ -83,8 +93,9 @@ class Exchange:
         self._task = task = current_task()
         self._cancelling = task.cancelling() if task is not None else 0
         self._closes = False
-        self._cut: type[SvcInfraError] | None = None
+        self._cut: SvcInfraError | None = None
         self._has_all = False
+        self._has_left = False
         self._read_bytes = 0
         self._waited_seconds = 0.0
         self.admitted = False
@@ -94,7 +105,6 @@ class Exchange:
         self.disconnected = False
         self.error: BaseException | None = None
         self.expired = False
-        self.reads = False
         self.root_path: str = scope.get("root_path", "")
         self.sent_bytes = 0
         self.status = 0
@@ -127,7 +137,7 @@ class Exchange:
             self._read_bytes += len(message.get("body", b""))
             self._has_all = not message.get("more_body", False)
             if self._read_bytes > self._rules.max_body_bytes:
-                raise self._stop(PayloadTooLargeError)
+                raise self._stop(PayloadTooLargeError())
         else:
             self.disconnected = True
         return message
@@ -162,7 +172,7 @@ class Exchange:
             SvcInfraError: It has.
         """
         if not self.status and not self.disconnected:
-            raise self._cut() if self._cut is not None else SvcInfraError("The app returned without an answer.")
+            raise self._cut or SvcInfraError("The app returned without an answer.")
 
     async def fail(self, error: Exception) -> bool:
         """Answer an error that escaped from the app.
@@ -193,41 +203,64 @@ class Exchange:
     async def _read(self) -> Message:
         rules, started = self._rules, monotonic()
         allowed = rules.body_timeout_seconds + self._read_bytes / rules.min_body_bytes_per_second
-        self.reads = True
+        leaving = asyncio.get_running_loop().call_later(SLOW_READ_SECONDS, self._leave_place)
+        is_over = True
         try:
             async with asyncio.timeout(allowed - self._waited_seconds):
-                return await self._receive()
+                message = await self._receive()
         except TimeoutError:
-            raise self._stop(RequestTimeoutError) from None
+            raise self._stop(RequestTimeoutError()) from None
+        else:
+            is_over = message["type"] != "http.request"
+            return message
         finally:
-            self.reads = False
-            waited = monotonic() - started
-            self._waited_seconds += waited
-            if waited > SLOW_READ_SECONDS:
-                rules.admission.restart(self)
+            leaving.cancel()
+            self._waited_seconds += monotonic() - started
+            if self._has_left:
+                await self._go_on(always=is_over)  # who has left or was told to is let through
 
-    def _stop(self, reason: type[SvcInfraError]) -> HTTPException:
+    def _leave_place(self) -> None:
+        self._has_left = True
+        self._rules.admission.leave(self)
+
+    async def _go_on(self, *, always: bool) -> None:
+        """Have the handler's time and place again, unless its answer has begun."""
+        admission, deadline = self._rules.admission, self.context.deadline
+        self._has_left = False
+        if self.status or admission.resume(self, always=always):
+            return
+        try:
+            await admission.wait(self)
+        except UnavailableError as error:
+            raise self._stop(error) from None
+        self.context.deadline = max(deadline, self.context.deadline)
+
+    def _stop(self, reason: SvcInfraError) -> HTTPException:
         """Starlette's own class, which frameworks let pass where they take any other error for an unreadable body."""
         self._cut = reason
-        self._closes = reason is RequestTimeoutError  # the rest may still come
-        return HTTPException(reason.status, reason.__doc__)
+        self._closes = isinstance(reason, RequestTimeoutError)  # the rest may still come
+        return HTTPException(reason.status, reason.detail, headers=reason.headers)
 
     async def _respond(self, error: Exception) -> None:
         await respond(self._scope, partial(self.send, own=True), error, expose=self._rules.expose)
 
-    async def _refuse(self, reason: type[SvcInfraError]) -> None:
+    async def _refuse(self, reason: SvcInfraError) -> None:
         if not self.status:
-            await self._respond(reason())
+            await self._respond(reason)
 
     def _begun(self, message: Message) -> Message:
         """The beginning of the answer with the headers that every answer has; the handler's time ends here."""
         rules, scope = self._rules, self._scope
+        headers = list(message.get("headers", ()))
+        if _CONTROL.search(b"".join([value for _, value in headers])):  # the server would close without an answer
+            names = ", ".join(sorted({name.decode("latin-1") for name, value in headers if _CONTROL.search(value)}))
+            raise SvcInfraError(f"The app answered with control characters in a header: {names}.")
         self.began = monotonic()
         self.status = message["status"]
         rules.admission.leave(self)
+        self.context.deadline = inf  # what a stream or a background task calls has its own time
         if self.status >= 500 and self.admitted and self.error is None and (cause := sys.exc_info()[1]) is not None:
             self._report(cause)  # an exception handler inside the app is answering this one
-        headers = list(message.get("headers", ()))
         present = dict(headers)
         if not b"".join(present).islower():  # ASGI wants it so, and nearly everybody does it
             present = by_name(headers)

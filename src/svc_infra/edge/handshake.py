@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starlette.types import Message, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from svc_infra.middleware._websocket import refuse
 from svc_infra.middleware.problem import Headers, as_problem
@@ -24,6 +25,7 @@ class Handshake:
         "_scope",
         "_send",
         "answer_headers",
+        "error",
         "root_path",
         "sent_bytes",
         "status",
@@ -37,6 +39,7 @@ class Handshake:
         self._closed = False
         self.root_path: str = scope.get("root_path", "")
         self.answer_headers: list[Callable[[], Headers]] = []
+        self.error: Exception | None = None
         self.status = REFUSED_STATUS
         self.sent_bytes = 0
 
@@ -55,8 +58,12 @@ class Handshake:
 
     async def fail(self, error: Exception) -> None:
         """Log an error that escaped from the app, and tell the client as far as that is still possible."""
+        if isinstance(error, WebSocketDisconnect):  # the client has left; there is nobody to tell
+            self._closed = True
+            return
         problem = as_problem(error)
         if problem.status >= 500:
+            self.error = error
             logger.error("websocket.failed", exc_info=error, path=self._scope["path"])
         if not self._closed:
             await refuse(self._scope, self.send, error, expose=self._expose, is_open=self.status == SWITCHING_STATUS)

@@ -29,7 +29,8 @@ class Exchange:
     """Takes a request from the claim of its key to the answer that is kept for it.
 
     In this order: `begin`; the handler; `conclude`, with the handler's unit of work still open; its commit or rollback;
-    `send`; `close`.
+    `send`; `close`. The answer is kept with the commit where the store can, else right after it, and where there is no
+    unit of work before it is sent.
 
     Args:
         send: Where the answer goes.
@@ -67,7 +68,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         pause = FIRST_PAUSE_SECONDS
-        while (outcome := await store.claim(key, fingerprint)) is Refusal.IN_PROGRESS:
+        while (outcome := await finished(self._claimed(store, key, fingerprint))) is Refusal.IN_PROGRESS:
             left = deadline - loop.time()
             if left <= 0:
                 _count("in_progress")
@@ -76,13 +77,23 @@ class Exchange:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         if isinstance(outcome, Claim):
             _count("first")
-            self._store, self._claim = store, outcome
             return None
         if isinstance(outcome, Answer):
             _count("replayed")
             return outcome
         _count("reused")
         raise IdempotencyKeyReusedError
+
+    async def _claimed(self, store: IdempotencyStore, key: str, fingerprint: str) -> Claim | Answer | Refusal:
+        """Claim once; whoever is cancelled meanwhile still knows of the claim, and `close` lets go of it."""
+        outcome = await store.claim(key, fingerprint)
+        if isinstance(outcome, Claim):
+            self._store, self._claim = store, outcome
+        return outcome
+
+    def leave_running(self) -> None:
+        """The request has ended and its handler has not: nobody else gets the key before the lease ends."""
+        self._claim = None
 
     def leave_undecided(self) -> None:
         """The request failed for a reason that no handler decided on: its answer is not kept."""
@@ -102,7 +113,10 @@ class Exchange:
         if self._claim is None or self._store is None:
             return
         answer = self._concluded = self._kept(response)
-        if session is None or not self._store.joins(session):
+        if session is None:
+            return
+        if not self._store.joins(session):  # whatever happens to the request between the commit and its answer
+            after_commit(session, lambda: self._settle(answer if answer.is_final else None))
             return
         end = self._store.finish(self._claim, answer, session=session) if answer.is_final else None
         if not await (end or self._store.release(self._claim, session=session)):
@@ -123,7 +137,8 @@ class Exchange:
         elif self._start is not None:
             start, self._start = self._start, None
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-            answer = Answer.of(start["status"], start["headers"], message["body"]) if whole else None
+            sent = start["status"], start.get("headers", ()), message.get("body", b"")
+            answer = Answer.of(*sent) if whole else None
             await self._settle(answer if answer is not None and self._keeps(answer) else None)
             await self._forward(start)
             await self._forward(message)

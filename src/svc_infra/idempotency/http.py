@@ -1,7 +1,8 @@
 """The room over HTTP: what a route declares, and the route class that keeps it."""
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction, unwrap
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response, params
@@ -112,6 +113,7 @@ class IdempotentRoute(APIRoute):
         handle = super().get_route_handler()
         if not any(_guards(self.dependant)):
             return handle
+        is_async = iscoroutinefunction(unwrap(self.endpoint))
 
         async def guarded(request: Request) -> Response:
             exchange: Exchange = request.scope[_EXCHANGE]
@@ -125,6 +127,10 @@ class IdempotentRoute(APIRoute):
                 raise
             except Exception:
                 exchange.leave_undecided()
+                raise
+            except CancelledError:
+                if not is_async:  # its thread cannot be stopped
+                    exchange.leave_running()
                 raise
             await exchange.conclude(response, session_of(request))
             return response

@@ -74,6 +74,16 @@ def client_ip(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
+def path_in_app(scope: Scope) -> str:
+    """The path as the app's routes know it: without that under which the app is served or mounted."""
+    path: str = scope["path"]
+    root_path: str = scope.get("root_path", "")
+    if not root_path or not path.startswith(root_path):  # a proxy may have taken it off
+        return path
+    rest = path[len(root_path) :]
+    return rest if rest[:1] == "/" else path
+
+
 def route_template(scope: Scope, root_path: str) -> str:
     """The template of the route that answered, such as `/users/{id}`; one constant where none did.
 

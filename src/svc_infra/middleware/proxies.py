@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import islice
 from typing import NamedTuple
@@ -50,12 +50,14 @@ class TrustedProxies:
         proxies: Addresses and networks, such as `10.0.0.0/8`; `unix` is the peer of a Unix socket.
         header: The headers that the proxies write: `x-forwarded` or `forwarded` (RFC 7239). The other ones are never
             read, because a proxy that does not know them passes on what the client has sent.
+        forwarded_host: Whether the proxies write `X-Forwarded-Host`, which many leave as the client has sent it. What
+            they write of the host in `Forwarded` is always read.
 
     Raises:
         ConfigurationError: One of them is no network, or there is no such header.
     """
 
-    def __init__(self, proxies: Iterable[str], *, header: str = "x-forwarded") -> None:
+    def __init__(self, proxies: Iterable[str], *, header: str = "x-forwarded", forwarded_host: bool = False) -> None:
         if header not in ("x-forwarded", "forwarded"):
             raise ConfigurationError(f"The forwarded header is {header!r}: use x-forwarded or forwarded.")
         names = set(proxies)
@@ -64,7 +66,7 @@ class TrustedProxies:
             self._networks: list[IPv4Network | IPv6Network] = [ip_network(name) for name in names - {UNIX}]
         except ValueError as error:
             raise ConfigurationError(f"A trusted proxy is wrong: {error}.") from None
-        self._hops = _x_forwarded if header == "x-forwarded" else _forwarded
+        self._hops = partial(_x_forwarded, hosts=forwarded_host) if header == "x-forwarded" else _forwarded
         self._is_trusted = lru_cache(maxsize=MAX_REMEMBERED)(self._is_in_a_network)
 
     def __bool__(self) -> bool:
@@ -106,11 +108,14 @@ class TrustedProxiesMiddleware:
         app: The rest of the stack.
         proxies: As for `TrustedProxies`.
         header: As for `TrustedProxies`.
+        forwarded_host: As for `TrustedProxies`.
     """
 
-    def __init__(self, app: ASGIApp, proxies: Iterable[str], *, header: str = "x-forwarded") -> None:
+    def __init__(
+        self, app: ASGIApp, proxies: Iterable[str], *, header: str = "x-forwarded", forwarded_host: bool = False
+    ) -> None:
         self.app = app
-        self._proxies = TrustedProxies(proxies, header=header)
+        self._proxies = TrustedProxies(proxies, header=header, forwarded_host=forwarded_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -119,15 +124,15 @@ class TrustedProxiesMiddleware:
         await self.app(scope, receive, send)
 
 
-def _x_forwarded(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[Hop]:
+def _x_forwarded(headers: Iterable[tuple[bytes, bytes]], *, hosts: bool) -> Iterator[Hop]:
     """The hops that `X-Forwarded-*` name, nearest first."""
     headers = list(headers)
     clients = _listed(headers, b"x-forwarded-for")
-    schemes, hosts = _listed(headers, b"x-forwarded-proto"), _listed(headers, b"x-forwarded-host")
+    schemes, names = _listed(headers, b"x-forwarded-proto"), _listed(headers, b"x-forwarded-host") if hosts else []
     for number, client in enumerate(clients):
         scheme, host = (  # proxies write these two for every hop, or once for all of them
             values[number] if len(values) == len(clients) else values[0] if values else ""
-            for values in (schemes, hosts)
+            for values in (schemes, names)
         )
         yield _hop(client, scheme, host)
 

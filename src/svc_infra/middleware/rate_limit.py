@@ -19,7 +19,7 @@ from svc_infra.middleware._limiter import (
     charge,
     network,
 )
-from svc_infra.middleware._scope import EDGE, client_ip
+from svc_infra.middleware._scope import EDGE, client_ip, path_in_app
 from svc_infra.middleware._websocket import refuse
 from svc_infra.middleware.gcra import Rate
 from svc_infra.middleware.problem import respond
@@ -74,7 +74,7 @@ class RateLimitMiddleware:
         if scope["type"] == "lifespan":
             return self._live(scope, receive, send)
         limiter = self._limiter or self._started()
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_in_app(scope) if scope.get("root_path") else scope["path"]
         if path.startswith(self._exempt_prefixes) or path == self._metrics_page or _is_preflight(scope):
             scope.setdefault(LIMITED, None)
             return self.app(scope, receive, send)

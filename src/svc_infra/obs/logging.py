@@ -134,7 +134,7 @@ class LineHandler(logging.Handler):
 
     Args:
         as_json: JSON lines; else lines for people, coloured on a terminal.
-        drop_paths: Requests to these paths write no access line.
+        drop_paths: Requests to these paths write no access line; nor where the app is served below another path.
     """
 
     def __init__(self, *, as_json: bool, drop_paths: Collection[str] = ()) -> None:
@@ -148,7 +148,7 @@ class LineHandler(logging.Handler):
         try:
             extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
             fields = {**extra, **getattr(record, _FIELDS, {})}
-            if record.name == _ACCESS and fields.get("path") in self.drop_paths:
+            if record.name == _ACCESS and not self.drop_paths.isdisjoint([fields.get("path"), fields.get("route")]):
                 return
             line: dict[str, Any] = {
                 "time": datetime.fromtimestamp(record.created, UTC),
@@ -171,7 +171,7 @@ class LineHandler(logging.Handler):
 
     def write_request(self, answered: Answered) -> None:
         """Write an access line."""
-        if answered.path not in self.drop_paths:
+        if answered.path not in self.drop_paths and answered.route not in self.drop_paths:
             self.write_later(answered)
 
     def write_later(self, told: Told) -> None:

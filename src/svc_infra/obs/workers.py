@@ -202,14 +202,17 @@ def joined(metrics: Metrics, *, service: str, folder: Path | None) -> Workers | 
 
 
 def _meeting_place(parent: str) -> Path:
-    """A folder for the children of one parent; those of parents that are gone are removed."""
+    """A folder for the children of one parent; those of parents that are gone are removed.
+
+    A parent of another container, where one folder for temporary files is shared, is not to be seen; its workers are.
+    """
     root = Path(tempfile.gettempdir()) / f"svc-infra-metrics-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise OSError(f"{root} is not this user's own.")
     for other in root.iterdir():
-        if not _is_alive(other.name.partition("-")[0]):
+        if not _is_alive(other.name.partition("-")[0]) and not any(map(_is_held, other.glob(f"*/*{_SUFFIX}"))):
             shutil.rmtree(other, ignore_errors=True)  # another worker may be at it, too
     secret = sha256(b"svc-infra metrics" + bytes(multiprocessing.current_process().authkey)).hexdigest()
     return root / f"{parent}-{secret[:16]}"

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from svc_infra.obs.context import Context, Inner, current, enter, enter_span, leave, leave_span, span_id_here
 from svc_infra.obs.http_metrics import METHODS, OTHER_METHOD, UNMATCHED
+from svc_infra.obs.redact import redacted
 from svc_infra.obs.traceparent import TraceParent, new_trace_id
 from svc_infra.obs.tracing.sampling import Sampler
 from svc_infra.wiring import current_wiring
@@ -56,7 +57,8 @@ class Tracing:
 
     def server(self, scope: Scope, context: Context, caller: TraceParent | None) -> ServerSpan | None:
         """Begin the span of a request, and make its id the context's; None when its trace is not kept."""
-        if caller is None and scope["path"] in self._unwatched_paths:
+        path: str = scope["path"]
+        if caller is None and path.removeprefix(scope.get("root_path", "")) in self._unwatched_paths:
             context.sampled = False
             return None
         if not self.decide(context, None if caller is None else caller.sampled):
@@ -258,14 +260,14 @@ def _asked(scope: Scope) -> dict[str, Value]:
     asked: dict[str, Value] = {
         "http.request.method": method if (method := scope.get("method", "GET")) in METHODS else OTHER_METHOD,
         "url.scheme": scope["scheme"],
-        "url.path": scope["path"],
+        "url.path": redacted(scope["path"][:MAX_TEXT_CHARS]),
         "network.protocol.version": scope.get("http_version", ""),
     }
     headers = dict(scope["headers"])
     if host := headers.get(b"host"):
-        name, _, port = host.decode("latin-1").partition(":")
-        asked["server.address"] = name
-        if port.isdigit():
+        name, _, port = (text := host.decode("latin-1")).rpartition(":")
+        asked["server.address"] = (name if port.isdecimal() else text).strip("[]")
+        if port.isdecimal() and name:
             asked["server.port"] = int(port[:5])
     if agent := headers.get(b"user-agent"):
         asked["user_agent.original"] = agent.decode("latin-1")
