@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_urlsafe
 from typing import Any, TypeVar
 from uuid import UUID
@@ -126,6 +126,7 @@ class FactorLogin:
             RateLimitedError: There were too many failed attempts.
         """
         step, user = await self._step(token, browser_secret)
+        device = replace(device, keeps_cookies=step.browser_hash is not None)
         async with self._db.session() as session:
             if not await self._challenges.attempt(session, step):
                 raise _over()
@@ -135,7 +136,7 @@ class FactorLogin:
                 raise _over()
             return await self._enter(session, user, device, (*step.note.split(), *proven.methods))
 
-        return await self._attempt(user, proof, step.id, device, enter), step.browser_hash is not None
+        return await self._attempt(user, proof, step.id, device, enter), device.keeps_cookies
 
     async def step_options(self, token: str, *, browser_secret: str | None) -> dict[str, Any]:
         """What a browser asks its authenticator with in a second step.
