@@ -28,7 +28,7 @@ CHAIN = [
     "0018_mfa",
     "0019_admin",
     "0020_key_rates",
-    "0021_audit_search",
+    "0021_searches",
 ]
 
 

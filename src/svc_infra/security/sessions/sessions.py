@@ -181,7 +181,7 @@ class Sessions:
         )
 
     async def holder(self, refresh_token: str) -> Principal | None:
-        """Whose login the refresh token of a cookie belongs to, alive or not: only for ending it; None where nobody's."""
+        """Whose login a cookie's refresh token belongs to, alive or not: only for ending it; None where nobody's."""
         async with self._db.session(read_only=True) as session:
             login = await self._refresh_tokens.login_of(session, refresh_token)
         return Principal(id=login.user_id, email="", via="cookie", session_id=login.id) if login is not None else None

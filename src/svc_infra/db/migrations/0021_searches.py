@@ -1,36 +1,37 @@
-"""The audit trail is searched by whoever did something, whatever the tenant, without reading all of it."""
+"""What is searched and listed is found by an index: entries of the audit trail, and the token that a login goes on with."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0021_audit_search"
+revision = "0021_searches"
 down_revision = "0020_key_rates"
 
 _ENTRIES = "svc_audit_entries"
 _BEFORE = {"actor": ["tenant_id", "actor_id", "sequence"], "target": ["tenant_id", "target", "sequence"]}
 _NOW = ("tenant_id", "actor_id", "target", "action")
-_IMPERSONATED = sa.text("acting_as <> ''")
+_ALIVE = "uq_svc_refresh_tokens_alive"
 
 
 def upgrade() -> None:
-    """Replace the indexes."""
+    """Replace the indexes of the trail, and add that of the tokens."""
     for name in _BEFORE:
         op.drop_index(f"ix_{_ENTRIES}_{name}", _ENTRIES)
     for column in _NOW:
         op.create_index(f"ix_{_ENTRIES}_{column}", _ENTRIES, [column, "id"])
+    acted = sa.text("acting_as <> ''")
+    name = f"ix_{_ENTRIES}_acting_as"
+    op.create_index(name, _ENTRIES, ["acting_as", "id"], postgresql_where=acted, sqlite_where=acted)
+    unused = sa.text("used_at IS NULL")
     op.create_index(
-        f"ix_{_ENTRIES}_acting_as",
-        _ENTRIES,
-        ["acting_as", "id"],
-        postgresql_where=_IMPERSONATED,
-        sqlite_where=_IMPERSONATED,
+        _ALIVE, "svc_refresh_tokens", ["session_id"], unique=True, postgresql_where=unused, sqlite_where=unused
     )
 
 
 def downgrade() -> None:
     """Put them back."""
+    op.drop_index(_ALIVE, "svc_refresh_tokens")
     for column in (*_NOW, "acting_as"):
         op.drop_index(f"ix_{_ENTRIES}_{column}", _ENTRIES)
     for name, columns in _BEFORE.items():
