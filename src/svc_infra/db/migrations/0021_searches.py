@@ -1,4 +1,4 @@
-"""What is searched and listed is found by an index: entries of the audit trail, and the token that a login goes on with."""
+"""Searches of the audit trail, and of the token that a login goes on with, are answered by indexes."""
 
 from __future__ import annotations
 
