@@ -266,7 +266,7 @@ class FactorLogin:
         alone: bool,
     ) -> Proven | None:
         """What the proof proves; it is used up in this unit of work."""
-        kinds, code = self._kinds, _plain(proof.code or "")
+        kinds, code = self._kinds, plain(proof.code or "")
         if kind == "webauthn":
             asked = waiting is not None and proof.credential is not None
             passkey = (
@@ -335,14 +335,14 @@ def _kind(proof: FactorProof) -> str:
     """What is proven, which its form tells."""
     if proof.credential is not None:
         return "webauthn"
-    code = _plain(proof.code or "")
+    code = plain(proof.code or "")
     if code.isascii() and code.isdigit() and len(code) in (totp.CODE_DIGITS, email_codes.CODE_DIGITS):
         return "totp" if len(code) == totp.CODE_DIGITS else "email"
     return "recovery_code" if _RECOVERY.fullmatch(code) else "unknown"
 
 
-def _plain(code: str) -> str:
-    """The code without what people type between its characters."""
+def plain(code: str) -> str:
+    """A code without what people type between its characters."""
     return _SEPARATORS.sub("", code).lower()
 
 
