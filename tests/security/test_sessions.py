@@ -264,9 +264,14 @@ async def test_the_database_refuses_a_second_successor(world: World) -> None:
     """The last line of defence: even code that forgets the compare-and-set cannot fork a chain."""
     pair = await log_in(world.db, world.sessions)
     await world.sessions.refresh(pair.refresh_token)
+    unused_again = update(RefreshToken).values(used_at=None).where(RefreshToken.parent_id.is_(None))
+    with pytest.raises(Exception, match="A row with these values already exists"):  # two that are good
+        async with world.db.session() as session:
+            await session.execute(unused_again)
     async with world.db.session() as session:
-        await session.execute(update(RefreshToken).values(used_at=None).where(RefreshToken.parent_id.is_(None)))
-    with pytest.raises(Exception, match="A row with these values already exists"):
+        await session.execute(update(RefreshToken).values(used_at=world.clock.now()))
+        await session.execute(unused_again)
+    with pytest.raises(Exception, match="A row with these values already exists"):  # two successors of one
         await world.sessions.refresh(pair.refresh_token)
 
 

@@ -87,7 +87,8 @@ class RefreshToken(HasId, Base):
 
     Attributes:
         token_hash: SHA-256 of the token, in hex.
-        parent_id: The token that it replaced. Unique: the database itself refuses a second successor.
+        parent_id: The token that it replaced. Unique: the database itself refuses a second successor. No foreign key:
+            to delete a long chain of them one by one is more than SQLite can do.
         used_at: When it was exchanged for its successor.
     """
 
@@ -96,7 +97,7 @@ class RefreshToken(HasId, Base):
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("svc_sessions.id", ondelete="CASCADE"), index=True)
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
-    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("svc_refresh_tokens.id", ondelete="CASCADE"), unique=True)
+    parent_id: Mapped[UUID | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -179,7 +179,7 @@ async def test_a_login_without_cookies_leaves_that_of_the_browser_alone(client: 
 @pytest.mark.parametrize("held", ["", "x", "x" * 4000, "\u00e9"])
 async def test_what_is_no_refresh_token_is_no_login_that_could_end(held: str, client: Client) -> None:
     await client.log_in()
-    headers = {"Cookie": f"{REFRESH_COOKIE}={held}".encode("latin-1")}
+    headers = {b"Cookie": f"{REFRESH_COOKIE}={held}".encode("latin-1")}
     answer = await client.http.post("/auth/login", json={**ANA, "cookies": True}, headers=headers)
     assert answer.status_code == 200
     assert await alive(client) == 2

@@ -144,7 +144,8 @@ class Impersonations:
         """What this login's token stands for; None when it is not this login's, not ours, or has ended."""
         name, login = self._terms.cookie_name, str(actor.session_id)
         said = self._cookies.verify(name, token, subject=login) if actor.session_id is not None else None
-        row, why = None, "its time is over, it is another login's, or this secret has not signed it"
+        row: Impersonation | None = None
+        why = "its time is over, it is another login's, or this secret has not signed it"
         if said is not None:
             claims = json.loads(said)
             async with self._db.session(read_only=True) as session:

@@ -25,7 +25,7 @@ from secrets import token_urlsafe
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, exists, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import InvalidTokenError, TokenExpiredError
@@ -111,6 +111,16 @@ class RefreshTokens:
         """The login that a token belongs to, used or not, alive or not; None for what is no token of ours."""
         wanted = select(Session).join(RefreshToken, RefreshToken.session_id == Session.id)
         return await session.scalar(wanted.where(RefreshToken.token_hash == _hashed(token)))
+
+    async def purge(self, session: AsyncSession, is_old: ColumnElement[bool], *, limit: int) -> int:
+        """Delete tokens of such logins in this unit of work, of which one can have thousands; returns how many."""
+        some = select(RefreshToken.id).join(Session, Session.id == RefreshToken.session_id).where(is_old).limit(limit)
+        gone = delete(RefreshToken).where(RefreshToken.id.in_(some)).returning(RefreshToken.id)
+        return len((await session.scalars(gone, execution_options={"synchronize_session": False})).all())
+
+    def exist(self) -> ColumnElement[bool]:
+        """Whether a login has any."""
+        return exists().where(RefreshToken.session_id == Session.id)
 
     def is_alive(self) -> ColumnElement[bool]:
         """Whether a login has a token that can be exchanged: without one it has ended by idleness."""

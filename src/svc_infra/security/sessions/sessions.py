@@ -250,11 +250,13 @@ class Sessions:
         return await self._end(session, wanted, f"user:{user_id}", reason, user_id)
 
     async def purge(self, session: AsyncSession, *, older_than_seconds: float, limit: int = 1000) -> int:
-        """Delete logins that ended longer ago than this, and their tokens; returns how many, up to the limit."""
+        """Delete logins that ended longer ago than this, after their tokens; returns how many rows, up to the limit."""
         before = self._clock.now() - timedelta(seconds=older_than_seconds)
-        old = select(Session.id).where(or_(Session.expires_at < before, Session.revoked_at < before)).limit(limit)
-        gone = delete(Session).where(Session.id.in_(old)).returning(Session.id)
-        return len((await session.scalars(gone, execution_options=SAYS_WHAT_CHANGED)).all())
+        is_old = or_(Session.expires_at < before, Session.revoked_at < before)
+        tokens = await self._refresh_tokens.purge(session, is_old, limit=limit)
+        bare = select(Session.id).where(is_old, ~self._refresh_tokens.exist()).limit(limit - tokens)
+        gone = delete(Session).where(Session.id.in_(bare)).returning(Session.id)
+        return tokens + len((await session.scalars(gone, execution_options=SAYS_WHAT_CHANGED)).all())
 
     def _alive(self) -> ColumnElement[bool]:
         return and_(Session.revoked_at.is_(None), Session.expires_at > self._clock.now())
