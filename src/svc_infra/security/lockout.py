@@ -8,10 +8,11 @@ attempts, whichever answer comes first. An address that has no account is counte
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 
-from sqlalchemy import delete, select
+from sqlalchemy import case, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +26,7 @@ from svc_infra.types import Clock, SystemClock
 
 NETWORK_BITS = {4: 24, 6: 64}
 """How much of an address is one network: what one household or one cheap server has."""
+_PLAIN = {"synchronize_session": False}
 
 
 class Lockout:
@@ -58,21 +60,11 @@ class Lockout:
         Raises:
             RateLimitedError: Neither the right nor a wrong secret is looked at until the time that it tells.
         """
-        now = self._clock.now()
+        keys = self._keys(account, ip)
         async with self._db.session() as session:
-            rows = {kind: await self._locked(session, key) for kind, key in self._keys(account, ip).items()}
-            ends = {kind: row.locked_until for kind, row in rows.items() if row.locked_until and row.locked_until > now}
-            for kind, row in rows.items() if not ends else ():
-                forgotten = now - row.last_at > timedelta(seconds=self._settings.lockout_window_seconds)
-                row.failures = 1 if forgotten else row.failures + 1
-                row.last_at = now
-                row.locked_until = self._end(row, kind)
-        if ends:
-            metrics.increment("auth.locked_out", by=min(ends))
-            raise RateLimitedError(
-                "Too many failed attempts: try again later.",
-                retry_after_seconds=(max(ends.values()) - now).total_seconds(),
-            )
+            for kind, key in keys.items():
+                if not await self._counted(session, kind, key):
+                    raise await self._refusal(session, keys)  # and whatever was counted is not
 
     async def succeeded(self, session: AsyncSession, account: str, ip: str = "") -> None:
         """Forget the account's failures, and this attempt of the network, in this unit of work."""
@@ -88,8 +80,9 @@ class Lockout:
         not wait, and the next failure locks for longer than the last one.
         """
         for kind, key in self._keys(account, ip).items():
-            row = await self._take_back(session, kind, key)
-            row.locked_until = None if kind == "account" else row.locked_until
+            await self._take_back(session, kind, key)
+            if kind == "account":
+                await self._lock(session, key, None)
 
     async def withdrawn(self, account: str, ip: str = "") -> None:
         """Take an attempt back that was never made."""
@@ -117,30 +110,57 @@ class Lockout:
         old = select(Attempts.key).where(Attempts.last_at < before).limit(limit)
         return len((await session.scalars(delete(Attempts).where(Attempts.key.in_(old)).returning(Attempts.key))).all())
 
-    def _end(self, row: Attempts, kind: str) -> datetime | None:
+    async def _counted(self, session: AsyncSession, kind: str, key: str) -> bool:
+        """Whether there may be an attempt, which is counted in this unit of work; one statement, as each login asks."""
+        now = self._clock.now()
+        forgotten = Attempts.last_at < now - timedelta(seconds=self._settings.lockout_window_seconds)
+        one_more = insert(Attempts).values(key=key, failures=1, last_at=now)
+        one_more = one_more.on_conflict_do_update(
+            index_elements=[Attempts.key],
+            set_={
+                "failures": case((forgotten, 1), else_=Attempts.failures + 1),
+                "last_at": now,
+                "locked_until": None,
+            },
+            where=or_(Attempts.locked_until.is_(None), Attempts.locked_until <= now),
+        )
+        failures = await session.scalar(one_more.returning(Attempts.failures))
+        if failures is None:
+            return False
+        if (end := self._end(kind, failures, now)) is not None:
+            await self._lock(session, key, end)
+        return True
+
+    async def _refusal(self, session: AsyncSession, keys: Mapping[str, str]) -> RateLimitedError:
+        now = self._clock.now()
+        wanted = select(Attempts.key, Attempts.locked_until).where(Attempts.key.in_(keys.values()))
+        ends = {row.key: row.locked_until for row in await session.execute(wanted.where(Attempts.locked_until > now))}
+        metrics.increment("auth.locked_out", by=min(kind for kind, key in keys.items() if key in ends))
+        return RateLimitedError(
+            "Too many failed attempts: try again later.",
+            retry_after_seconds=(max(ends.values()) - now).total_seconds(),
+        )
+
+    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> None:
+        fewer = case((Attempts.failures > 0, Attempts.failures - 1), else_=0)
+        taken = update(Attempts).where(Attempts.key == key).values(failures=fewer)
+        taken = taken.returning(Attempts.failures, Attempts.last_at, Attempts.locked_until)
+        row = (await session.execute(taken, execution_options=_PLAIN)).one_or_none()
+        if row is not None and row.locked_until is not None:
+            await self._lock(session, key, self._end(kind, row.failures, row.last_at))
+
+    async def _lock(self, session: AsyncSession, key: str, until: datetime | None) -> None:
+        locked = update(Attempts).where(Attempts.key == key).values(locked_until=until)
+        await session.execute(locked, execution_options=_PLAIN)
+
+    def _end(self, kind: str, failures: int, last_at: datetime) -> datetime | None:
         settings = self._settings
         free = settings.lockout_threshold if kind == "account" else settings.lockout_network_threshold
-        beyond = row.failures - free
+        beyond = failures - free
         if beyond < 0:
             return None
         seconds = min(settings.lockout_base_seconds * 2.0 ** min(beyond, 64), settings.lockout_max_seconds)
-        return row.last_at + timedelta(seconds=seconds)
-
-    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> Attempts:
-        row = await self._locked(session, key)
-        row.failures = max(0, row.failures - 1)
-        if row.locked_until is not None:
-            row.locked_until = self._end(row, kind)
-        return row
-
-    async def _locked(self, session: AsyncSession, key: str) -> Attempts:
-        wanted = select(Attempts).where(Attempts.key == key).with_for_update()
-        row = (await session.scalars(wanted)).one_or_none()
-        if row is None:
-            new = {"key": key, "failures": 0, "last_at": self._clock.now()}
-            await session.execute(insert(Attempts).values(new).on_conflict_do_nothing())
-            row = (await session.scalars(wanted)).one()
-        return row
+        return last_at + timedelta(seconds=seconds)
 
     def _keys(self, account: str, ip: str) -> dict[str, str]:
         """The account before the network, always: nobody waits in a ring."""
