@@ -11,8 +11,9 @@ import hmac
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
+from typing import cast
 
-from sqlalchemy import case, delete, or_, select, update
+from sqlalchemy import Table, bindparam, case, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,7 +27,27 @@ from svc_infra.types import Clock, SystemClock
 
 NETWORK_BITS = {4: 24, 6: 64}
 """How much of an address is one network: what one household or one cheap server has."""
-_PLAIN = {"synchronize_session": False}
+
+_T = cast(Table, Attempts.__table__)
+_OF = _T.c.key == bindparam("of")
+_ONE_MORE = (  # written once: to put one together takes longer than to run it
+    insert(_T)
+    .values(key=bindparam("of"), failures=1, last_at=bindparam("now"))
+    .on_conflict_do_update(
+        index_elements=[_T.c.key],
+        set_={
+            "failures": case((_T.c.last_at < bindparam("forgotten_before"), 1), else_=_T.c.failures + 1),
+            "last_at": bindparam("now"),
+            "locked_until": None,
+        },
+        where=or_(_T.c.locked_until.is_(None), _T.c.locked_until <= bindparam("now")),
+    )
+    .returning(_T.c.failures)
+)
+_FEWER = case((_T.c.failures > 0, _T.c.failures - 1), else_=0)
+_ONE_LESS = update(_T).where(_OF).values(failures=_FEWER).returning(_T.c.failures, _T.c.last_at, _T.c.locked_until)
+_LOCK = update(_T).where(_OF).values(locked_until=bindparam("until"))
+_FORGET = delete(_T).where(_OF)
 
 
 class Lockout:
@@ -69,7 +90,7 @@ class Lockout:
     async def succeeded(self, session: AsyncSession, account: str, ip: str = "") -> None:
         """Forget the account's failures, and this attempt of the network, in this unit of work."""
         keys = self._keys(account, ip)
-        await session.execute(delete(Attempts).where(Attempts.key == keys.pop("account")))
+        await session.execute(_FORGET, {"of": keys.pop("account")})
         for kind, key in keys.items():
             await self._take_back(session, kind, key)
 
@@ -100,7 +121,7 @@ class Lockout:
 
     async def unlock(self, session: AsyncSession, account: str) -> None:
         """Forget the account's failures in this unit of work."""
-        await session.execute(delete(Attempts).where(Attempts.key == self._keys(account, "")["account"]))
+        await session.execute(_FORGET, {"of": self._keys(account, "")["account"]})
 
     async def purge(self, session: AsyncSession, *, limit: int = 1000) -> int:
         """Delete what was forgotten; returns how much there was, up to the limit."""
@@ -113,18 +134,8 @@ class Lockout:
     async def _counted(self, session: AsyncSession, kind: str, key: str) -> bool:
         """Whether there may be an attempt, which is counted in this unit of work; one statement, as each login asks."""
         now = self._clock.now()
-        forgotten = Attempts.last_at < now - timedelta(seconds=self._settings.lockout_window_seconds)
-        one_more = insert(Attempts).values(key=key, failures=1, last_at=now)
-        one_more = one_more.on_conflict_do_update(
-            index_elements=[Attempts.key],
-            set_={
-                "failures": case((forgotten, 1), else_=Attempts.failures + 1),
-                "last_at": now,
-                "locked_until": None,
-            },
-            where=or_(Attempts.locked_until.is_(None), Attempts.locked_until <= now),
-        )
-        failures = await session.scalar(one_more.returning(Attempts.failures))
+        forgotten_before = now - timedelta(seconds=self._settings.lockout_window_seconds)
+        failures = await session.scalar(_ONE_MORE, {"of": key, "now": now, "forgotten_before": forgotten_before})
         if failures is None:
             return False
         if (end := self._end(kind, failures, now)) is not None:
@@ -142,16 +153,12 @@ class Lockout:
         )
 
     async def _take_back(self, session: AsyncSession, kind: str, key: str) -> None:
-        fewer = case((Attempts.failures > 0, Attempts.failures - 1), else_=0)
-        taken = update(Attempts).where(Attempts.key == key).values(failures=fewer)
-        taken = taken.returning(Attempts.failures, Attempts.last_at, Attempts.locked_until)
-        row = (await session.execute(taken, execution_options=_PLAIN)).one_or_none()
+        row = (await session.execute(_ONE_LESS, {"of": key})).one_or_none()
         if row is not None and row.locked_until is not None:
             await self._lock(session, key, self._end(kind, row.failures, row.last_at))
 
     async def _lock(self, session: AsyncSession, key: str, until: datetime | None) -> None:
-        locked = update(Attempts).where(Attempts.key == key).values(locked_until=until)
-        await session.execute(locked, execution_options=_PLAIN)
+        await session.execute(_LOCK, {"of": key, "until": until})
 
     def _end(self, kind: str, failures: int, last_at: datetime) -> datetime | None:
         settings = self._settings

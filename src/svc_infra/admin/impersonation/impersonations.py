@@ -151,9 +151,11 @@ class Impersonations:
             async with self._db.session(read_only=True) as session:
                 row = await session.get(Impersonation, UUID(claims["nonce"]))
             if row is None or _claims(row) != claims or row.actor_id != actor.id:
-                row, why = None, "the table does not know it so"
+                why = "the table does not know it so"
+                row = None
             elif row.ended_at is not None or row.expires_at <= self._clock.now():
-                row, why = None, row.end_reason or "expired"
+                why = row.end_reason or "expired"
+                row = None
         if row is None:  # the client is not told why, but who looks for the reason is
             _log.debug(NOT_ACCEPTED, extra={"actor_id": str(actor.id), "refusal": why})
         return row
