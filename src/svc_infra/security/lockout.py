@@ -81,11 +81,11 @@ class Lockout:
         Raises:
             RateLimitedError: Neither the right nor a wrong secret is looked at until the time that it tells.
         """
-        keys = self._keys(account, ip)
+        keys, now = self._keys(account, ip), self._clock.now()
         async with self._db.session() as session:
             for kind, key in keys.items():
-                if not await self._counted(session, kind, key):
-                    raise await self._refusal(session, keys)  # and whatever was counted is not
+                if not await self._counted(session, kind, key, now):
+                    raise await self._refusal(session, keys, now)  # and whatever was counted is not
 
     async def succeeded(self, session: AsyncSession, account: str, ip: str = "") -> None:
         """Forget the account's failures, and this attempt of the network, in this unit of work."""
@@ -131,9 +131,8 @@ class Lockout:
         old = select(Attempts.key).where(Attempts.last_at < before).limit(limit)
         return len((await session.scalars(delete(Attempts).where(Attempts.key.in_(old)).returning(Attempts.key))).all())
 
-    async def _counted(self, session: AsyncSession, kind: str, key: str) -> bool:
+    async def _counted(self, session: AsyncSession, kind: str, key: str, now: datetime) -> bool:
         """Whether there may be an attempt, which is counted in this unit of work; one statement, as each login asks."""
-        now = self._clock.now()
         forgotten_before = now - timedelta(seconds=self._settings.lockout_window_seconds)
         failures = await session.scalar(_ONE_MORE, {"of": key, "now": now, "forgotten_before": forgotten_before})
         if failures is None:
@@ -142,8 +141,7 @@ class Lockout:
             await self._lock(session, key, end)
         return True
 
-    async def _refusal(self, session: AsyncSession, keys: Mapping[str, str]) -> RateLimitedError:
-        now = self._clock.now()
+    async def _refusal(self, session: AsyncSession, keys: Mapping[str, str], now: datetime) -> RateLimitedError:
         wanted = select(Attempts.key, Attempts.locked_until).where(Attempts.key.in_(keys.values()))
         ends = {row.key: row.locked_until for row in await session.execute(wanted.where(Attempts.locked_until > now))}
         metrics.increment("auth.locked_out", by=min(kind for kind, key in keys.items() if key in ends))
