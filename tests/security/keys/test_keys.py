@@ -15,7 +15,7 @@ from svc_infra.cache import add_cache
 from svc_infra.db import AsyncDatabase
 from svc_infra.middleware import RateLimitMiddleware
 from svc_infra.middleware.http import rate_limit
-from svc_infra.security import Accounts
+from svc_infra.security import Accounts, Organizations
 from svc_infra.security.audit import AuditEntry
 from svc_infra.security.keys import ApiKey, KeyForm, KeyUses
 from svc_infra.security.models import Membership, Organization, User
@@ -279,6 +279,19 @@ async def test_a_key_of_one_organization_ends_with_the_membership(cached: Client
     assert_problem(
         await cached.http.post("/auth/api-keys", json={**beyond, "scopes": []}, headers=ana.bearer), 404, "not_found"
     )
+
+
+async def test_a_users_key_of_one_organization_ends_with_the_organization_at_once(
+    cached: Client, sqlite_db: AsyncDatabase
+) -> None:
+    ana, ana_id = await reader(cached, sqlite_db)
+    acme = await organization(sqlite_db, ana_id)
+    key, other = await made(ana, organization_id=str(acme)), await made(ana)
+    assert (await call(cached, key["key"])).json()["tenant"] == str(acme)
+    async with sqlite_db.session() as session:
+        await Organizations(session).delete(acme)
+    assert_problem(await call(cached, key["key"]), 401, "invalid_token")
+    assert (await call(cached, other["key"])).status_code == 200
 
 
 async def test_a_services_key_acts_for_its_organization_alone(cached: Client, sqlite_db: AsyncDatabase) -> None:
