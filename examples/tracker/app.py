@@ -13,6 +13,9 @@ from svc_infra.db.add import add_db
 from svc_infra.jobs.add import add_jobs
 from svc_infra.mail import add_mail
 from svc_infra.security.add import add_auth_users
+from svc_infra.security.keys.add import add_api_keys
+from svc_infra.security.mfa.add import add_mfa
+from svc_infra.security.organizations.add import add_organizations
 from svc_infra.tenancy.add import add_tenancy
 from svc_infra.webhooks.add import add_webhooks
 from tracker.counters import count_tickets
@@ -25,6 +28,9 @@ def create(settings: Settings | None = None) -> FastAPI:
     app = easy_service_app(name="Tracker", release="1.0.0", settings=settings)
     add_db(app, migrations=Path(__file__).parent / "migrations")
     add_auth_users(app)
+    add_mfa(app)
+    add_api_keys(app, key_prefix="tracker")
+    add_organizations(app, prefix="/organizations")
     add_tenancy(app)
     add_jobs(app, tasks=[count_tickets, store_import])
     add_mail(app)

@@ -1,4 +1,4 @@
-"""Organisations, projects, tickets and imports over HTTP."""
+"""Projects, tickets and imports over HTTP; organisations have routes of their own (`add_organizations`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.db.sql.repository import SqlRepository
 from svc_infra.db.sql.tenant import TenantSqlService
-from svc_infra.security.http import Identity
-from svc_infra.security.organizations import Organizations
 from svc_infra.tenancy.http import TenantId
 from svc_infra.webhooks.http import WebhooksDep
 from tracker.counters import count_tickets
@@ -43,16 +41,9 @@ class Shown(BaseModel):
 
 
 class NameIn(Given):
-    """A new organisation or project."""
+    """A new project."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class OrganizationOut(Shown):
-    """An organisation, which is a tenant."""
-
-    name: str
-    slug: str
 
 
 class ProjectOut(Shown):
@@ -114,19 +105,6 @@ def projects(tenant: str) -> TenantSqlService[Project]:
 def tickets(tenant: str) -> TenantSqlService[Ticket]:
     """The tickets of a tenant."""
     return TenantSqlService(SqlRepository(Ticket), tenant_id=tenant)
-
-
-@router.post("/organizations", status_code=201)
-async def create_organization(body: NameIn, user: Identity, session: DbSession) -> OrganizationOut:
-    """Make an organisation; its maker owns it."""
-    made = await Organizations(session).create(name=body.name, owner_id=user.id)
-    return OrganizationOut.model_validate(made)
-
-
-@router.get("/organizations")
-async def list_organizations(user: Identity, session: ReadSession) -> list[OrganizationOut]:
-    """The caller's organisations."""
-    return [OrganizationOut.model_validate(one.organization) for one in await Organizations(session).of_user(user.id)]
 
 
 @router.post("/projects", status_code=201)

@@ -28,6 +28,7 @@ CHAIN = [
     "0018_mfa",
     "0019_admin",
     "0020_key_rates",
+    "0021_searches",
 ]
 
 

@@ -115,7 +115,9 @@ def tokens_for(keys: KeyRing, clock: FakeClock) -> AccessTokens:
     return AccessTokens(keys, issuer="us", audience="them", ttl_seconds=900, clock=clock)
 
 
-def sessions_for(db: AsyncDatabase, keys: KeyRing, clock: FakeClock, *, grace_seconds: float = 10) -> Sessions:
+def sessions_for(
+    db: AsyncDatabase, keys: KeyRing, clock: FakeClock, *, grace_seconds: float = 10, idle_seconds: float | None = None
+) -> Sessions:
     return Sessions(
         db,
         LiveSessions(db, User, clock=clock),
@@ -124,6 +126,7 @@ def sessions_for(db: AsyncDatabase, keys: KeyRing, clock: FakeClock, *, grace_se
         keys,
         Policy({"reader": ["report.read"]}),
         ttl_seconds=86400,
+        idle_seconds=idle_seconds,
         grace_seconds=grace_seconds,
         clock=clock,
     )

@@ -20,7 +20,7 @@ ALLOWED = {  # what is compared, and why its time tells nothing
     "Challenge.secret_hash == hashed(_challenge_in(credential))": "in SQL: a hash is looked up",
     "Invitation.token_hash == _hashed(token)": "in SQL: a hash is looked up",
     "RecoveryCode.code_hash == hashed(code)": "in SQL: a hash is looked up",
-    "RefreshToken.token_hash == _hashed(refresh_token)": "in SQL: a hash is looked up",
+    "RefreshToken.token_hash == _hashed(token)": "in SQL: a hash is looked up",
     "desk.user_model.password_hash == user.password_hash": "in SQL: both were stored; did the row change meanwhile?",
     "_OF.token == bindparam('held_token')": "in SQL: a fencing token, which opens nothing",
     "_c.token == sa.bindparam('held_token')": "in SQL: a fencing token, which opens nothing",

@@ -166,6 +166,11 @@ async def disable(stage: Stage) -> None:
         await stage.accounts.disable(session, stage.bob_id, reason="test")
 
 
+async def give_up_by_code(stage: Stage) -> None:
+    async with stage.db.session() as session:
+        await stage.accounts.give_up(session, stage.bob_id, reason="test")
+
+
 async def enable(stage: Stage) -> None:
     async with stage.db.session() as session:
         await stage.accounts.enable(session, stage.bob_id)
@@ -231,6 +236,7 @@ CHANGES: dict[str, tuple[Change, str]] = {  # each entry point: how it is used, 
     "Accounts.update_profile": (update_profile, "account.changed"),
     "Accounts.set_roles": (set_roles, "account.roles_changed"),
     "Accounts.disable": (disable, "account.disabled"),
+    "Accounts.give_up": (give_up_by_code, "account.disabled"),
     "Accounts.enable": (enable, "account.enabled"),
     "Accounts.unlock": (unlock, "account.unlocked"),
     "Accounts.delete": (delete, "account.deleted"),
@@ -253,7 +259,14 @@ CHANGES: dict[str, tuple[Change, str]] = {  # each entry point: how it is used, 
     "Organizations.rename": (rename_organization, "organization.renamed"),
     "Organizations.delete": (delete_organization, "organization.deleted"),
 }
-READS = {"Accounts.get", "Sessions.principal", "Sessions.list", "Organizations.of_user", "Organizations.role"}
+READS = {
+    "Accounts.get",
+    "Sessions.holder",
+    "Sessions.principal",
+    "Sessions.list",
+    "Organizations.of_user",
+    "Organizations.role",
+}
 READS |= {"Organizations.exists", "Organizations.get"}
 KEEPS_HOUSE = {"Sessions.purge"}  # what had ended is deleted; its end is on record
 PART_OF_ANOTHER = {"Sessions.add_methods"}  # of enrolling a factor, which is on record

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -63,6 +63,32 @@ async def test_a_locked_account_is_not_even_tried(world: World) -> None:
     world.clock.advance(30)
     assert await world.accounts.login(email=ANA, password=PASSWORD)
     assert await delay(world.desk.lockout) == 0
+
+
+async def test_what_is_refused_for_the_network_is_no_attempt_at_the_account(
+    db: AsyncDatabase, clock: FakeClock
+) -> None:
+    lockout = lockout_of(db, clock, lockout_network_threshold=1)
+    await fail(lockout, 1, "bob@example.com", IP)
+    for _ in range(10):
+        assert await delay(lockout, ANA, IP) == 30
+    await fail(lockout, 4)
+    assert await delay(lockout) == 0
+
+
+async def test_a_lock_that_ends_while_it_is_looked_at_still_says_when_to_come_back(sqlite_db: AsyncDatabase) -> None:
+    """Every look at this clock takes as long as the shortest lock."""
+
+    class Hurried(FakeClock):
+        def now(self) -> datetime:
+            self.advance(30)
+            return super().now()
+
+    lockout = lockout_of(sqlite_db, Hurried(), lockout_threshold=1, lockout_base_seconds=45)
+    await lockout.check(ANA)
+    with pytest.raises(RateLimitedError) as refusal:
+        await lockout.check(ANA)
+    assert refusal.value.retry_after_seconds == 15
 
 
 async def test_success_forgets_the_failures(db: AsyncDatabase, clock: FakeClock) -> None:

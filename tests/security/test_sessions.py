@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -175,6 +175,33 @@ async def test_a_login_ends_for_good_however_often_it_is_refreshed(world: World)
         await world.sessions.principal(pair.access_token)
 
 
+async def test_a_login_that_was_idle_for_too_long_is_listed_no_more_and_no_access_token_outlives_it(
+    world: World,
+) -> None:
+    user_id = await world.register()
+    sessions = sessions_for(world.db, world.keys, world.clock, idle_seconds=600)
+    async with world.db.session() as session:
+        kept = await sessions.open(session, user_id, Device())
+        idle = await sessions.open(session, user_id, Device())
+    assert (kept.expires_in_seconds, len(await listed(sessions, user_id))) == (600, 2)
+    world.clock.advance(599)
+    kept = await sessions.refresh(kept.refresh_token)
+    world.clock.advance(2)
+    assert await listed(sessions, user_id) == [kept.session_id]
+    with pytest.raises(TokenExpiredError):
+        await sessions.refresh(idle.refresh_token)
+    async with world.db.session() as session:
+        renewed = await sessions.renew(session, kept.session_id, methods=("pwd",))
+    assert renewed.expires_in_seconds == 598, "to prove a login again is not to refresh it"
+    async with world.db.session() as session:  # all that could still be used are ended, listed or not
+        assert await sessions.revoke_all(session, user_id, reason="test") == 2
+
+
+async def listed(sessions: Sessions, user_id: UUID) -> list[UUID]:
+    async with sessions._db.session(read_only=True) as session:
+        return [one.id for one in await sessions.list(session, user_id)]
+
+
 async def test_a_revoked_login_is_refused_from_the_commit_on(world: World) -> None:
     pair = await log_in(world.db, world.sessions)
     other = await log_in(world.db, world.sessions)
@@ -237,9 +264,14 @@ async def test_the_database_refuses_a_second_successor(world: World) -> None:
     """The last line of defence: even code that forgets the compare-and-set cannot fork a chain."""
     pair = await log_in(world.db, world.sessions)
     await world.sessions.refresh(pair.refresh_token)
+    unused_again = update(RefreshToken).values(used_at=None).where(RefreshToken.parent_id.is_(None))
+    with pytest.raises(Exception, match="A row with these values already exists"):  # two that are good
+        async with world.db.session() as session:
+            await session.execute(unused_again)
     async with world.db.session() as session:
-        await session.execute(update(RefreshToken).values(used_at=None).where(RefreshToken.parent_id.is_(None)))
-    with pytest.raises(Exception, match="A row with these values already exists"):
+        await session.execute(update(RefreshToken).values(used_at=world.clock.now()))
+        await session.execute(unused_again)
+    with pytest.raises(Exception, match="A row with these values already exists"):  # two successors of one
         await world.sessions.refresh(pair.refresh_token)
 
 

@@ -14,6 +14,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.http import HttpClient
 from svc_infra.jobs import JobState, SqlJobQueue
 from svc_infra.security import FieldCipher, KeyRing
+from svc_infra.security.audit import AuditKeys, AuditTrail
 from svc_infra.webhooks import Endpoints, WebhookDelivery, WebhookRetry, Webhooks
 from svc_infra.webhooks.models import Delivery
 
@@ -59,6 +60,9 @@ class World:
         return len([job for job in await self.queue.list(state=JobState.READY) if job.name == name])
 
 
+TRAIL = AuditTrail(AuditKeys(KeyRing(SecretStr("a test secret of more than thirty-two bytes"))))
+
+
 def cipher_of(key: str) -> FieldCipher:
     return FieldCipher(KeyRing(SecretStr(key)), "webhooks")
 
@@ -69,7 +73,7 @@ async def world(db: AsyncDatabase) -> AsyncIterator[World]:
     queue = SqlJobQueue(db)
     cipher = cipher_of("a test key of more than thirty-two bytes")
     async with HttpClient(allow_private_addresses=True, timeout_seconds=5) as http:
-        endpoints = Endpoints(cipher, http)
+        endpoints = Endpoints(cipher, http, TRAIL)
         given_up: list[UUID] = []
 
         async def on_dead(_session: Any, delivery: Delivery) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import select
 
 from svc_infra.errors import ConfigurationError, EgressRefusedError, NotFoundError, SvcInfraError, ValidationError
 from svc_infra.http import HttpClient
+from svc_infra.security.audit import AuditEntry
 from svc_infra.webhooks import Endpoints
 from svc_infra.webhooks.models import WebhookEndpoint
 from svc_infra.webhooks.subscribe import MAX_ENDPOINTS, matches, secret_context
-from tests.webhooks.conftest import TENANT, World, cipher_of
+from tests.webhooks.conftest import TENANT, TRAIL, World, cipher_of
 
 URL = "http://127.0.0.1:9/hook"
 
@@ -53,11 +56,26 @@ async def test_the_secret_is_sealed_at_rest_and_opens_with_its_key_only(world: W
         world.cipher.open(sealed, context=secret_context(uuid4()))
 
 
+async def test_it_is_on_record_who_sends_events_where_and_no_secret_with_it(world: World) -> None:
+    url = "http://127.0.0.1:9/services/T0/secret-of-the-receiver?key=another"
+    endpoint_id, secret = await world.subscribe(url, "ticket.*")
+    async with world.db.session() as session:
+        await world.endpoints.remove(session, tenant_id=TENANT, endpoint_id=endpoint_id)
+    async with world.db.session(read_only=True) as session:
+        wanted = select(AuditEntry).where(AuditEntry.tenant_id == TENANT).order_by(AuditEntry.sequence)
+        added, removed = await session.scalars(wanted)
+    assert (added.action, removed.action) == ("webhook.endpoint_added", "webhook.endpoint_removed")
+    assert added.target == removed.target == f"webhook_endpoint:{endpoint_id}"
+    assert json.loads(added.after or "") == {"host": "127.0.0.1", "topics": ["ticket.*"]}
+    assert json.loads(removed.before or "") == {"host": "127.0.0.1"}
+    assert not any(one in f"{vars(added)}{vars(removed)}" for one in (secret, "secret-of", "another"))
+
+
 async def test_a_private_address_is_refused_where_that_is_not_allowed(world: World) -> None:
     async with HttpClient(allow_private_addresses=False) as http, world.db.session() as session:
         for url in (URL, "http://169.254.169.254/latest", "http://[::1]/", "ftp://example.com/", "http://u:p@x.com/"):
             with pytest.raises(EgressRefusedError):
-                await Endpoints(world.cipher, http).add(session, tenant_id=TENANT, url=url, topics=["*"])
+                await Endpoints(world.cipher, http, TRAIL).add(session, tenant_id=TENANT, url=url, topics=["*"])
         assert await world.endpoints.list(session, TENANT) == []
 
 

@@ -23,7 +23,7 @@ from svc_infra.security import audit
 from svc_infra.security.access import Policy, policy_of
 from svc_infra.security.access.http import RequirePermission, RequireRoles
 from svc_infra.security.accounts import Accounts
-from svc_infra.security.http import LoggedIn, shared
+from svc_infra.security.http import LoggedIn, PrivateRoute, shared
 from svc_infra.security.keys import ApiKey, ApiKeys
 from svc_infra.security.keys.http import KeyOut
 from svc_infra.security.keys.keys import keys_of_user
@@ -145,10 +145,13 @@ class Ended(BaseModel):
 def admin_router(**options: Any) -> APIRouter:
     """A router whose routes need the role `admin`; each says beside that which permission it needs.
 
+    No cache keeps what they answer: the routes are `PrivateRoute`s, unless `route_class` says something else.
+
     Args:
         **options: As for `APIRouter`.
     """
-    return APIRouter(**{**options, "dependencies": [RequireRoles(ADMIN_ROLE), *options.get("dependencies", ())]})
+    dependencies = [RequireRoles(ADMIN_ROLE), *options.get("dependencies", ())]
+    return APIRouter(**{"route_class": PrivateRoute, **options, "dependencies": dependencies})
 
 
 def console_router(prefix: str) -> APIRouter:
@@ -157,7 +160,7 @@ def console_router(prefix: str) -> APIRouter:
     Args:
         prefix: Where they are.
     """
-    router = APIRouter(prefix=prefix, tags=["admin"])
+    router = APIRouter(prefix=prefix, tags=["admin"], route_class=PrivateRoute)
     _add_reads(router)
     _add_trail(router)
     changes = admin_router()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from svc_infra.config.environment import Environment
@@ -14,7 +14,15 @@ from svc_infra.config.section import Section, all_wrong
 from svc_infra.config.serving import CorsSettings, EdgeSettings, HeadersSettings, IdempotencySettings, RateLimitSettings
 from svc_infra.config.telemetry import LogSettings, MetricsSettings, OtelSettings
 from svc_infra.config.url import UrlSetting
-from svc_infra.config.values import Many, ManySeconds, NonNegativeInt, PositiveInt, PositiveSeconds, Seconds
+from svc_infra.config.values import (
+    Many,
+    ManySeconds,
+    NonNegativeInt,
+    PositiveInt,
+    PositiveSeconds,
+    Seconds,
+    checked_site_data,
+)
 from svc_infra.config.variables import Variables
 from svc_infra.errors import ConfigurationError
 
@@ -110,6 +118,9 @@ class AuthSettings(Section):
     verify_ttl_seconds: PositiveSeconds = 86400.0
     reset_ttl_seconds: PositiveSeconds = 600.0
     mail_interval_seconds: Seconds = Field(60.0, description="Between two mails of a kind to one account.")
+    clear_site_data: Annotated[Many, AfterValidator(checked_site_data)] = Field(
+        ("storage",), description="What a browser forgets at logout beside its cookies of the login; off for nothing."
+    )
     lockout_threshold: PositiveInt = Field(5, description="Failed attempts at an account that lock it.")
     lockout_network_threshold: PositiveInt = 100
     lockout_base_seconds: PositiveSeconds = Field(30.0, description="The first lock; each failure doubles it.")

@@ -28,6 +28,17 @@ def checked_networks(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def checked_site_data(values: tuple[str, ...]) -> tuple[str, ...]:
+    """What `Clear-Site-Data` may name, or the word for nothing.
+
+    Raises:
+        ValueError: One is something else.
+    """
+    if not {"cache", "cookies", "storage"}.issuperset(values) and values != ("off",):
+        raise ValueError("name cache, cookies and storage, or off alone")
+    return values
+
+
 def in_capitals(value: object) -> object:
     """A text in capitals."""
     return value.upper() if isinstance(value, str) else value

@@ -133,7 +133,7 @@ async def purge_sessions(older_than_seconds: float = 30 * 86400.0, limit: int = 
 
     Args:
         older_than_seconds: How long ended logins are kept.
-        limit: Most of each kind that are deleted by one call.
+        limit: Most rows of each kind that one call deletes; a login has one for each time that it was refreshed.
 
     Returns:
         How many rows were deleted.

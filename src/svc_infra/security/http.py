@@ -1,13 +1,14 @@
-"""The room over HTTP: who is calling. What they need to be allowed is in `access.http`."""
+"""The room over HTTP: who is calling, and answers that nobody keeps. What is allowed to whom is in `access.http`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal, Protocol, TypeVar, cast
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
-from fastapi import Security
+from fastapi import Request, Response, Security
 from fastapi.openapi.models import HTTPBearer as BearerScheme
 from fastapi.requests import HTTPConnection
+from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 
 from svc_infra.errors import (
@@ -19,7 +20,7 @@ from svc_infra.errors import (
 )
 from svc_infra.middleware._limiter import KEY_RATE
 from svc_infra.obs import context
-from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, Csrf
+from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE, Csrf
 from svc_infra.security.keys import ApiKeys
 from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import SecondFactors, Sessions
@@ -31,6 +32,24 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110, 9.2.1), so another site may send them."""
 
 _VERIFIED = "svc_infra.verified"
+
+
+class PrivateRoute(APIRoute):
+    """A route whose answers no cache keeps, the browser's included, unless they say something else themselves.
+
+    Every route of the rooms that know people is one: `APIRouter(route_class=PrivateRoute)`. Refusals are never kept.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function that answers a request."""
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            response = await handler(request)
+            response.headers.setdefault("Cache-Control", "no-store")
+            return response
+
+        return answer
 
 
 class ActsAs(Protocol):
@@ -140,12 +159,38 @@ class _Actor(_LimitedLogin):
         return holder
 
 
+class _Leaving(_Actor):
+    """Whoever's cookies these are, also when the short-lived one is over: nobody must log in to be logged out."""
+
+    route_policy = "login, or the cookies of one"
+
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """Whose login it is, alive or not where only its refresh token is left.
+
+        Raises:
+            UnauthorizedError, ForbiddenError: As for `get_login`.
+        """
+        try:
+            return await super().__call__(connection)
+        except UnauthorizedError:
+            token = connection.cookies.get(REFRESH_COOKIE)
+            if token is None or "authorization" in connection.headers:
+                raise
+            holder = await shared(connection, Sessions).holder(token)
+            if holder is None:
+                raise
+            _refuse_other_sites(connection, holder)
+            context.current().principal_id = str(holder.id)
+            return holder
+
+
 get_optional_user = _Optional()
 get_caller = _Caller()
 get_current_user = _User()
 get_login = _Login()
 get_limited_login = _LimitedLogin()
 get_actor = _Actor()
+get_leaving = _Leaving()
 
 
 async def identify_user(connection: HTTPConnection) -> Principal | None:
@@ -241,6 +286,7 @@ Identity = Annotated[Principal, Security(get_current_user)]
 LoggedIn = Annotated[Principal, Security(get_login)]
 LimitedLogin = Annotated[Principal, Security(get_limited_login)]
 Actor = Annotated[Principal, Security(get_actor)]
+Leaving = Annotated[Principal, Security(get_leaving)]
 OptionalIdentity = Annotated[Principal | None, Security(get_optional_user)]
 
 

@@ -8,10 +8,12 @@ attempts, whichever answer comes first. An address that has no account is counte
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
+from typing import cast
 
-from sqlalchemy import delete, select
+from sqlalchemy import Table, bindparam, case, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONFLICT too
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +27,27 @@ from svc_infra.types import Clock, SystemClock
 
 NETWORK_BITS = {4: 24, 6: 64}
 """How much of an address is one network: what one household or one cheap server has."""
+
+_T = cast(Table, Attempts.__table__)
+_OF = _T.c.key == bindparam("of")
+_ONE_MORE = (  # written once: to put one together takes longer than to run it
+    insert(_T)
+    .values(key=bindparam("of"), failures=1, last_at=bindparam("now"))
+    .on_conflict_do_update(
+        index_elements=[_T.c.key],
+        set_={
+            "failures": case((_T.c.last_at < bindparam("forgotten_before"), 1), else_=_T.c.failures + 1),
+            "last_at": bindparam("now"),
+            "locked_until": None,
+        },
+        where=or_(_T.c.locked_until.is_(None), _T.c.locked_until <= bindparam("now")),
+    )
+    .returning(_T.c.failures)
+)
+_FEWER = case((_T.c.failures > 0, _T.c.failures - 1), else_=0)
+_ONE_LESS = update(_T).where(_OF).values(failures=_FEWER).returning(_T.c.failures, _T.c.last_at, _T.c.locked_until)
+_LOCK = update(_T).where(_OF).values(locked_until=bindparam("until"))
+_FORGET = delete(_T).where(_OF)
 
 
 class Lockout:
@@ -58,26 +81,16 @@ class Lockout:
         Raises:
             RateLimitedError: Neither the right nor a wrong secret is looked at until the time that it tells.
         """
-        now = self._clock.now()
+        keys, now = self._keys(account, ip), self._clock.now()
         async with self._db.session() as session:
-            rows = {kind: await self._locked(session, key) for kind, key in self._keys(account, ip).items()}
-            ends = {kind: row.locked_until for kind, row in rows.items() if row.locked_until and row.locked_until > now}
-            for kind, row in rows.items() if not ends else ():
-                forgotten = now - row.last_at > timedelta(seconds=self._settings.lockout_window_seconds)
-                row.failures = 1 if forgotten else row.failures + 1
-                row.last_at = now
-                row.locked_until = self._end(row, kind)
-        if ends:
-            metrics.increment("auth.locked_out", by=min(ends))
-            raise RateLimitedError(
-                "Too many failed attempts: try again later.",
-                retry_after_seconds=(max(ends.values()) - now).total_seconds(),
-            )
+            for kind, key in keys.items():
+                if not await self._counted(session, kind, key, now):
+                    raise await self._refusal(session, keys, now)  # and whatever was counted is not
 
     async def succeeded(self, session: AsyncSession, account: str, ip: str = "") -> None:
         """Forget the account's failures, and this attempt of the network, in this unit of work."""
         keys = self._keys(account, ip)
-        await session.execute(delete(Attempts).where(Attempts.key == keys.pop("account")))
+        await session.execute(_FORGET, {"of": keys.pop("account")})
         for kind, key in keys.items():
             await self._take_back(session, kind, key)
 
@@ -88,8 +101,9 @@ class Lockout:
         not wait, and the next failure locks for longer than the last one.
         """
         for kind, key in self._keys(account, ip).items():
-            row = await self._take_back(session, kind, key)
-            row.locked_until = None if kind == "account" else row.locked_until
+            await self._take_back(session, kind, key)
+            if kind == "account":
+                await self._lock(session, key, None)
 
     async def withdrawn(self, account: str, ip: str = "") -> None:
         """Take an attempt back that was never made."""
@@ -107,7 +121,7 @@ class Lockout:
 
     async def unlock(self, session: AsyncSession, account: str) -> None:
         """Forget the account's failures in this unit of work."""
-        await session.execute(delete(Attempts).where(Attempts.key == self._keys(account, "")["account"]))
+        await session.execute(_FORGET, {"of": self._keys(account, "")["account"]})
 
     async def purge(self, session: AsyncSession, *, limit: int = 1000) -> int:
         """Delete what was forgotten; returns how much there was, up to the limit."""
@@ -117,30 +131,41 @@ class Lockout:
         old = select(Attempts.key).where(Attempts.last_at < before).limit(limit)
         return len((await session.scalars(delete(Attempts).where(Attempts.key.in_(old)).returning(Attempts.key))).all())
 
-    def _end(self, row: Attempts, kind: str) -> datetime | None:
+    async def _counted(self, session: AsyncSession, kind: str, key: str, now: datetime) -> bool:
+        """Whether there may be an attempt, which is counted in this unit of work; one statement, as each login asks."""
+        forgotten_before = now - timedelta(seconds=self._settings.lockout_window_seconds)
+        failures = await session.scalar(_ONE_MORE, {"of": key, "now": now, "forgotten_before": forgotten_before})
+        if failures is None:
+            return False
+        if (end := self._end(kind, failures, now)) is not None:
+            await self._lock(session, key, end)
+        return True
+
+    async def _refusal(self, session: AsyncSession, keys: Mapping[str, str], now: datetime) -> RateLimitedError:
+        wanted = select(Attempts.key, Attempts.locked_until).where(Attempts.key.in_(keys.values()))
+        ends = {row.key: row.locked_until for row in await session.execute(wanted.where(Attempts.locked_until > now))}
+        metrics.increment("auth.locked_out", by=min(kind for kind, key in keys.items() if key in ends))
+        return RateLimitedError(
+            "Too many failed attempts: try again later.",
+            retry_after_seconds=(max(ends.values()) - now).total_seconds(),
+        )
+
+    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> None:
+        row = (await session.execute(_ONE_LESS, {"of": key})).one_or_none()
+        if row is not None and row.locked_until is not None:
+            await self._lock(session, key, self._end(kind, row.failures, row.last_at))
+
+    async def _lock(self, session: AsyncSession, key: str, until: datetime | None) -> None:
+        await session.execute(_LOCK, {"of": key, "until": until})
+
+    def _end(self, kind: str, failures: int, last_at: datetime) -> datetime | None:
         settings = self._settings
         free = settings.lockout_threshold if kind == "account" else settings.lockout_network_threshold
-        beyond = row.failures - free
+        beyond = failures - free
         if beyond < 0:
             return None
         seconds = min(settings.lockout_base_seconds * 2.0 ** min(beyond, 64), settings.lockout_max_seconds)
-        return row.last_at + timedelta(seconds=seconds)
-
-    async def _take_back(self, session: AsyncSession, kind: str, key: str) -> Attempts:
-        row = await self._locked(session, key)
-        row.failures = max(0, row.failures - 1)
-        if row.locked_until is not None:
-            row.locked_until = self._end(row, kind)
-        return row
-
-    async def _locked(self, session: AsyncSession, key: str) -> Attempts:
-        wanted = select(Attempts).where(Attempts.key == key).with_for_update()
-        row = (await session.scalars(wanted)).one_or_none()
-        if row is None:
-            new = {"key": key, "failures": 0, "last_at": self._clock.now()}
-            await session.execute(insert(Attempts).values(new).on_conflict_do_nothing())
-            row = (await session.scalars(wanted)).one()
-        return row
+        return last_at + timedelta(seconds=seconds)
 
     def _keys(self, account: str, ip: str) -> dict[str, str]:
         """The account before the network, always: nobody waits in a ring."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, Uuid
+from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, Uuid, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.mutable import MutableList
 from sqlalchemy.orm import Mapped, mapped_column
@@ -76,20 +77,27 @@ class Session(HasId, Base):
     revoke_reason: Mapped[str | None] = mapped_column(String(64))
 
 
+_UNUSED: dict[str, Any] = {"postgresql_where": text("used_at IS NULL"), "sqlite_where": text("used_at IS NULL")}
+
+
 class RefreshToken(HasId, Base):
     """One refresh token of a login, kept as a hash; used tokens stay, so that a replay is recognised.
 
+    A login has one that was not used: the database itself sees to it.
+
     Attributes:
         token_hash: SHA-256 of the token, in hex.
-        parent_id: The token that it replaced. Unique: the database itself refuses a second successor.
+        parent_id: The token that it replaced. Unique: the database itself refuses a second successor. No foreign key:
+            to delete a long chain of them one by one is more than SQLite can do.
         used_at: When it was exchanged for its successor.
     """
 
     __tablename__ = "svc_refresh_tokens"
+    __table_args__ = (Index("uq_svc_refresh_tokens_alive", "session_id", unique=True, **_UNUSED),)
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("svc_sessions.id", ondelete="CASCADE"), index=True)
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
-    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("svc_refresh_tokens.id", ondelete="CASCADE"), unique=True)
+    parent_id: Mapped[UUID | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -13,6 +13,8 @@ from svc_infra.jobs import JobQueue
 from svc_infra.jobs.add import contribute_tasks
 from svc_infra.security import FieldCipher, KeyRing
 from svc_infra.security.add import add_security
+from svc_infra.security.audit import AuditTrail
+from svc_infra.security.audit.add import add_audit
 from svc_infra.security.cipher import SealedColumns
 from svc_infra.webhooks.deliver import OnDead, WebhookDelivery, deliver, fan_out
 from svc_infra.webhooks.http import webhooks_router
@@ -51,8 +53,9 @@ def add_webhooks(
         return
     add_http(app)
     add_security(app)
+    add_audit(app)
     contribute_tasks(app, [fan_out, deliver])
-    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http", "jobs", "keys")))
+    wiring.add(Part(_PART, run=lambda: _running(wiring, retry, on_dead), after=("db", "http", "jobs", "keys", "audit")))
     app.include_router(webhooks_router(prefix))
 
 
@@ -62,7 +65,7 @@ async def _running(wiring: Wiring, retry: WebhookRetry | None, on_dead: OnDead |
     queue, http = wiring.get(JobQueue), wiring.get(HttpClient)
     cipher = FieldCipher(KeyRing.read(wiring.settings.secrets, "WEBHOOKS_KEY"), "webhooks")
     wiring.get(SealedColumns).add(WebhookEndpoint.sealed_secret, cipher, secret_context)
-    endpoints = Endpoints(cipher, http)
+    endpoints = Endpoints(cipher, http, wiring.get(AuditTrail))
     delivery = WebhookDelivery(
         wiring.get(AsyncDatabase),
         queue,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from svc_infra.db.http import DbSession, ReadSession
+from svc_infra.security.http import PrivateRoute
 from svc_infra.tenancy.http import RequireTenantPermission, TenantId
 from svc_infra.webhooks.deliver import WebhookDelivery
 from svc_infra.webhooks.models import DeliveryState
@@ -104,7 +105,7 @@ class DeliveryDetails(DeliveryOut):
 
 def webhooks_router(prefix: str) -> APIRouter:
     """The routes of the room."""
-    router = APIRouter(prefix=prefix, tags=["webhooks"])
+    router = APIRouter(prefix=prefix, tags=["webhooks"], route_class=PrivateRoute)
 
     @router.post("/endpoints", status_code=201, dependencies=_WRITE)
     async def add_endpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import delete, select
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.errors import NotFoundError, ValidationError
 from svc_infra.http import HttpClient
 from svc_infra.security import FieldCipher
+from svc_infra.security.audit import AuditTrail
 from svc_infra.types import new_id
 from svc_infra.webhooks.models import WebhookEndpoint
 from svc_infra.webhooks.sign import new_secret
@@ -30,11 +32,13 @@ class Endpoints:
     Args:
         cipher: Seals each endpoint's signing secret.
         http: Decides which addresses may be called at all.
+        trail: Where it is recorded who sends a tenant's events where.
     """
 
-    def __init__(self, cipher: FieldCipher, http: HttpClient) -> None:
+    def __init__(self, cipher: FieldCipher, http: HttpClient, trail: AuditTrail) -> None:
         self._cipher = cipher
         self._http = http
+        self._trail = trail
 
     async def add(
         self, session: AsyncSession, *, tenant_id: str, url: str, topics: Sequence[str], description: str = ""
@@ -71,6 +75,10 @@ class Endpoints:
         )
         session.add(endpoint)
         await session.flush()
+        facts = {"host": _host(url), "topics": endpoint.topics}
+        await self._trail.record(
+            session, "webhook.endpoint_added", target=_target(endpoint_id), tenant_id=tenant_id, after=facts
+        )
         return endpoint, secret
 
     async def list(self, session: AsyncSession, tenant_id: str) -> list[WebhookEndpoint]:
@@ -91,8 +99,25 @@ class Endpoints:
         wanted = delete(WebhookEndpoint).where(
             WebhookEndpoint.id == endpoint_id, WebhookEndpoint.tenant_id == tenant_id
         )
-        if not (await session.scalars(wanted.returning(WebhookEndpoint.id))).all():
+        url = await session.scalar(wanted.returning(WebhookEndpoint.url))
+        if url is None:
             raise NotFoundError("Webhook endpoint", endpoint_id)
+        await self._trail.record(
+            session,
+            "webhook.endpoint_removed",
+            target=_target(endpoint_id),
+            tenant_id=tenant_id,
+            before={"host": _host(url)},
+        )
+
+
+def _target(endpoint_id: UUID) -> str:
+    return f"webhook_endpoint:{endpoint_id}"
+
+
+def _host(url: str) -> str:
+    """What may stay on record for ever: the rest of an address can be a secret."""
+    return urlsplit(url).hostname or ""
 
 
 def secret_context(endpoint_id: UUID) -> str:

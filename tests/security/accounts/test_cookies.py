@@ -7,12 +7,19 @@ from http.cookies import SimpleCookie
 
 import httpx2
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
+from svc_infra.errors import ConfigurationError
+from svc_infra.security import Sessions
+from svc_infra.security.audit import AuditEntry
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE
+from svc_infra.security.models import Session, User
 from svc_infra.testing import FakeClock
+from svc_infra.wiring import wiring_of
 from tests.security.conftest import PASSWORD, Client, assert_problem, running, service
 from tests.security.test_http import add_routes
 
@@ -35,6 +42,21 @@ async def log_in(client: Client, **headers: str) -> httpx2.Response:
 
 def csrf(client: Client) -> dict[str, str]:
     return {"X-CSRF-Token": client.http.cookies[CSRF_COOKIE]}
+
+
+async def revoked(client: Client) -> list[AuditEntry]:
+    """What is on record of logins that were ended."""
+    async with wiring_of(client.app).get(AsyncDatabase).session(read_only=True) as session:
+        return list(await session.scalars(select(AuditEntry).where(AuditEntry.action == "session.revoked")))
+
+
+async def alive(client: Client, email: str = ANA["email"]) -> int:
+    """How many logins an account has; nobody logs in to see that."""
+    wiring = wiring_of(client.app)
+    async with wiring.get(AsyncDatabase).session(read_only=True) as session:
+        user_id = await session.scalar(select(User.id).where(User.email == email))
+        assert user_id is not None
+        return len(await wiring.get(Sessions).list(session, user_id))
 
 
 async def test_a_browser_logs_in_refreshes_and_logs_out_with_cookies_alone(client: Client) -> None:
@@ -127,7 +149,108 @@ async def test_a_token_in_the_header_needs_no_proof_and_wins_over_a_cookie(clien
     bob = await client.log_in("bob@example.com")
     await log_in(client)
     assert (await client.http.get("/whoami", headers=bob.bearer)).json()["id"] == str(bob_id)
-    assert (await client.http.post("/auth/logout", headers=bob.bearer)).status_code == 204
+    answer = await client.http.post("/auth/logout", headers=bob.bearer)
+    assert (answer.status_code, "set-cookie" in answer.headers) == (204, False), "the cookies are of another login"
+    assert "clear-site-data" not in answer.headers
+    assert (await client.http.get("/auth/me")).json()["email"] == ANA["email"]
+
+
+async def test_a_browsers_new_login_ends_the_one_before(client: Client) -> None:
+    await client.register("bob@example.com")
+    await log_in(client)
+    await log_in(client)
+    assert await alive(client) == 1, "of the same account"
+    bob = {"email": "bob@example.com", "password": PASSWORD, "cookies": True}
+    assert (await client.http.post("/auth/login", json=bob)).status_code == 200
+    assert (await alive(client), await alive(client, "bob@example.com")) == (0, 1), "and of another one"
+    async with wiring_of(client.app).get(AsyncDatabase).session(read_only=True) as session:
+        reasons = await session.scalars(select(Session.revoke_reason).where(Session.revoked_at.is_not(None)))
+        assert set(reasons) == {"replaced"}
+
+
+async def test_a_login_without_cookies_leaves_that_of_the_browser_alone(client: Client) -> None:
+    await log_in(client)
+    await client.log_in()
+    assert (await client.http.post("/auth/login", json={**ANA, "password": "wrong password"})).status_code == 401
+    assert await alive(client) == 2
+    assert (await client.http.get("/auth/me")).status_code == 200
+
+
+@pytest.mark.parametrize("held", ["", "x", "x" * 4000, "\u00e9"])
+async def test_what_is_no_refresh_token_is_no_login_that_could_end(held: str, client: Client) -> None:
+    await client.log_in()
+    headers = {b"Cookie": f"{REFRESH_COOKIE}={held}".encode("latin-1")}
+    answer = await client.http.post("/auth/login", json={**ANA, "cookies": True}, headers=headers)
+    assert answer.status_code == 200
+    assert await alive(client) == 2
+
+
+async def test_a_refresh_token_that_was_used_before_still_says_which_login_is_replaced(client: Client) -> None:
+    await log_in(client)
+    before = client.http.cookies[REFRESH_COOKIE]
+    assert (await client.http.post("/auth/refresh", headers=csrf(client))).status_code == 200
+    client.http.cookies.set(REFRESH_COOKIE, before, domain="test", path="/")
+    await log_in(client)
+    assert await alive(client) == 1
+
+
+async def test_who_comes_back_late_can_still_log_out(client: Client) -> None:
+    await log_in(client)
+    client.clock.advance(901)  # the browser has thrown away the access token
+    del client.http.cookies[ACCESS_COOKIE]
+    assert_problem(await client.http.post("/auth/logout"), 403, "forbidden")
+    assert await alive(client) == 1, "another site cannot log anybody out"
+    answer = await client.http.post("/auth/logout", headers=csrf(client))
+    assert (answer.status_code, dict(client.http.cookies), await alive(client)) == (204, {}, 0)
+    [entry] = await revoked(client)
+    assert entry.actor_id != ""
+
+
+async def test_a_login_that_has_ended_elsewhere_leaves_the_browser_by_a_logout_too(client: Client) -> None:
+    await log_in(client)
+    phone = await client.log_in()
+    assert (await client.http.post("/auth/sessions/revoke-others", headers=phone.bearer)).status_code == 204
+    assert_problem(await client.http.get("/auth/me"), 401, "invalid_token")
+    answer = await client.http.post("/auth/logout", headers=csrf(client))
+    assert (answer.status_code, dict(client.http.cookies)) == (204, {})
+    assert await alive(client) == 1, "the phone's"
+    assert_problem(await client.http.post("/auth/logout"), 401, "unauthorized")
+
+
+async def test_a_refresh_cookie_opens_nothing_but_the_way_out(client: Client) -> None:
+    await log_in(client)
+    del client.http.cookies[ACCESS_COOKIE]
+    for method, path in (("GET", "/auth/me"), ("POST", "/auth/logout-all"), ("POST", "/auth/sessions/revoke-others")):
+        assert_problem(await client.http.request(method, path, headers=csrf(client)), 401, "unauthorized")
+    bad = {**csrf(client), "Authorization": "Bearer x.y.z"}
+    assert_problem(await client.http.post("/auth/logout", headers=bad), 401, "invalid_token")
+    assert await alive(client) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "header"), [(None, '"storage"'), ("cache, storage", '"cache", "storage"'), ("off", None)]
+)
+async def test_a_browser_forgets_what_the_login_has_left_behind(
+    setting: str | None, header: str | None, sqlite_db: AsyncDatabase, clock: FakeClock
+) -> None:
+    app = service(sqlite_db, clock, auth={"clear_site_data": setting} if setting else {})
+    async with running(app, clock) as client:
+        await client.register()
+        for method, path, body in (
+            ("POST", "/auth/logout", None),
+            ("POST", "/auth/logout-all", None),
+            ("POST", "/auth/disable", {"password": PASSWORD}),
+        ):
+            await log_in(client)
+            answer = await client.http.request(method, path, json=body, headers=csrf(client))
+            assert (answer.status_code, answer.headers.get("clear-site-data")) == (204, header), path
+            assert dict(client.http.cookies) == {}
+
+
+def test_a_browser_is_told_to_forget_only_what_browsers_know() -> None:
+    for wrong in ("cookie", "storage,", "off,cache", "*"):
+        with pytest.raises(ConfigurationError, match="CLEAR_SITE_DATA"):
+            Settings(auth={"clear_site_data": wrong})
 
 
 async def test_cookies_that_were_cut_or_belong_to_another_place_are_refused(client: Client) -> None:

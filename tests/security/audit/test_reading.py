@@ -48,6 +48,7 @@ async def written(trail: Trail) -> None:
         ("before", "'{}'"),
         ("after", "'{}'"),
         ("mac", f"'{'0' * 64}'"),
+        ("mac", "'\u00e9'"),
         ("key_id", "'0000000000000000'"),
         ("at", "'2031-01-01 00:00:00'"),
         ("id", "'019a0000000070008000000000000000'"),
@@ -59,6 +60,14 @@ async def test_a_changed_entry_is_named(column: str, value: str, trail: Trail) -
         value = value.replace(f"'{'0' * 64}'", f"'{'0' * 64}'")
     await trail.tamper(f"UPDATE svc_audit_entries SET {column} = {value} WHERE tenant_id = 'acme' AND sequence = 3")
     assert await trail.broken() == [("acme", 3)]
+
+
+@pytest.mark.parametrize("column", ["at", "id", "mac", "sequence"])
+async def test_what_is_no_entry_at_all_is_named_too(column: str, sqlite_trail: Trail) -> None:
+    """SQLite stores any text in any column."""
+    await written(sqlite_trail)
+    await sqlite_trail.tamper(f"UPDATE svc_audit_entries SET {column} = 'nonsense' WHERE {THIRD}")
+    assert await sqlite_trail.broken() == [("acme", 3)]
 
 
 ANCHOR = "UPDATE svc_audit_chains SET"
@@ -88,6 +97,10 @@ ATTACKS: dict[str, tuple[list[str], list[tuple[str, int]]]] = {
             "UPDATE svc_audit_entries SET sequence = 4 WHERE tenant_id = 'acme' AND sequence = 99",
         ],
         [("acme", 3)],
+    ),
+    "put nonsense into the anchor": (
+        [f"{ANCHOR} seal = '\u00e9', mac = '\u00e9' WHERE tenant_id = 'acme'"],
+        [("acme", 6)],
     ),
     "cut the end": (["DELETE FROM svc_audit_entries WHERE tenant_id = 'acme' AND sequence > 3"], [("acme", 4)]),
     "cut the end and move the anchor": (

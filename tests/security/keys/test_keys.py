@@ -15,13 +15,13 @@ from svc_infra.cache import add_cache
 from svc_infra.db import AsyncDatabase
 from svc_infra.middleware import RateLimitMiddleware
 from svc_infra.middleware.http import rate_limit
-from svc_infra.security import Accounts
+from svc_infra.security import Accounts, Organizations
 from svc_infra.security.audit import AuditEntry
 from svc_infra.security.keys import ApiKey, KeyForm, KeyUses
 from svc_infra.security.models import Membership, Organization, User
 from svc_infra.testing import FakeClock
 from svc_infra.wiring import wiring_of
-from tests.security.conftest import Client, assert_problem, running, service
+from tests.security.conftest import PASSWORD, Client, assert_problem, running, service
 from tests.security.keys.conftest import call, made, organization, reader, with_keys
 from tests.security.test_http import give_roles
 from tests.security.test_token_cache import reads
@@ -59,6 +59,25 @@ async def test_only_a_hash_is_stored_and_the_key_is_shown_once(here: Client, sql
     assert [one["id"] for one in listed] == [key["id"]]
     assert key["key"] not in str(listed)
     assert "key" not in listed[0]
+
+
+async def test_only_a_fresh_login_makes_and_rotates_keys_and_any_ends_them(
+    here: Client, sqlite_db: AsyncDatabase
+) -> None:
+    """A token that was stolen is good for minutes: what it could make would be good for years."""
+    ana, _ = await reader(here, sqlite_db)
+    key = await made(ana)
+    here.clock.advance(800)
+    ana.tokens = (await ana.refresh()).json()
+    here.clock.advance(101)
+    for path in ("/auth/api-keys", f"/auth/api-keys/{key['id']}/rotate"):
+        stale = await here.http.post(path, json={"name": "ci"} if path.endswith("keys") else {}, headers=ana.bearer)
+        assert_problem(stale, 401, "insufficient_user_authentication")
+    ended = await here.http.delete(f"/auth/api-keys/{key['id']}", headers=ana.bearer)
+    assert ended.status_code == 204
+    proven = await here.http.post("/auth/reauthenticate", json={"password": PASSWORD}, headers=ana.bearer)
+    ana.tokens |= proven.json()
+    await made(ana)
 
 
 async def test_nobody_gives_a_key_more_than_they_may_do(here: Client, sqlite_db: AsyncDatabase) -> None:
@@ -260,6 +279,19 @@ async def test_a_key_of_one_organization_ends_with_the_membership(cached: Client
     assert_problem(
         await cached.http.post("/auth/api-keys", json={**beyond, "scopes": []}, headers=ana.bearer), 404, "not_found"
     )
+
+
+async def test_a_users_key_of_one_organization_ends_with_the_organization_at_once(
+    cached: Client, sqlite_db: AsyncDatabase
+) -> None:
+    ana, ana_id = await reader(cached, sqlite_db)
+    acme = await organization(sqlite_db, ana_id)
+    key, other = await made(ana, organization_id=str(acme)), await made(ana)
+    assert (await call(cached, key["key"])).json()["tenant"] == str(acme)
+    async with sqlite_db.session() as session:
+        await Organizations(session).delete(acme)
+    assert_problem(await call(cached, key["key"]), 401, "invalid_token")
+    assert (await call(cached, other["key"])).status_code == 200
 
 
 async def test_a_services_key_acts_for_its_organization_alone(cached: Client, sqlite_db: AsyncDatabase) -> None:

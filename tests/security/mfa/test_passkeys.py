@@ -218,6 +218,16 @@ async def test_a_browsers_login_is_bound_to_it(enrolled: tuple[Owner, Authentica
     assert "__Host-access" in answer.headers["set-cookie"]
 
 
+async def test_a_browsers_login_by_a_passkey_ends_the_one_before(enrolled: tuple[Owner, Authenticator]) -> None:
+    ana, key = enrolled
+    before = len((await ana.client.get("/auth/sessions")).json())
+    for _ in range(2):
+        begun = await ana.http.post("/auth/mfa/passkeys/login/options", json={"cookies": True})
+        body = {"credential": key.get(begun.json()["public_key"]), "cookies": True}
+        assert (await ana.http.post("/auth/mfa/passkeys/login", json=body)).status_code == 200
+        assert len((await ana.client.get("/auth/sessions")).json()) == before + 1
+
+
 async def test_the_host_header_decides_nothing(enrolled: tuple[Owner, Authenticator]) -> None:
     ana, key = enrolled
     headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example"}

@@ -51,6 +51,24 @@ async def test_a_step_proves_factors_of_its_own_account_only(here: Owner) -> Non
         assert_problem(await here.verify(token, code), 401, "invalid_credentials")
 
 
+async def test_a_browsers_login_before_ends_with_the_second_step_and_not_before(here: Owner) -> None:
+    assert (await here.log_in(cookies=True)).status_code == 200
+    await here.enrol_totp()
+
+    async def logins() -> int:
+        return len((await here.client.get("/auth/sessions")).json())
+
+    assert await logins() == 2
+    token = (await here.log_in(cookies=True)).json()["mfa_token"]
+    assert await logins() == 2, "nothing was proven yet"
+    assert (await here.verify(token, here.code())).status_code == 200
+    assert await logins() == 2, "the new one is there, and the one before is gone"
+    here.clock.advance(30)
+    token = await here.step()  # a client without cookies, in the same browser
+    assert (await here.http.post("/auth/mfa/verify", json={"mfa_token": token, "code": here.code()})).status_code == 200
+    assert await logins() == 3
+
+
 async def test_a_browsers_step_is_good_in_that_browser_only(here: Owner) -> None:
     await here.enrol_totp()
     first = await here.log_in(cookies=True)

@@ -160,6 +160,15 @@ async def test_the_secret_is_sealed_for_its_own_row_and_sealed_anew_with_a_new_k
         cipher.open(stored, context=secret_context(uuid4()))
 
 
+async def test_a_first_code_is_read_as_people_type_it_and_anything_else_is_wrong(here: Owner) -> None:
+    begun = (await here.post("/auth/mfa/totp", name="Phone")).json()
+    here.secret, confirm = begun["secret"], f"/auth/mfa/totp/{begun['id']}/confirm"
+    arabic = here.code().translate({ord("0") + digit: 0x660 + digit for digit in range(10)})
+    for wrong in ("\u00e9", arabic, "12345", " ", "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace")):
+        assert_problem(await here.post(confirm, code=wrong), 400, "bad_request")
+    assert (await here.post(confirm, code=f" {here.code()[:3]} {here.code()[3:]}")).status_code == 200
+
+
 HISTORY = st.lists(
     st.tuples(
         st.sampled_from([0, 1, 29, 30, 61]),  # seconds that pass

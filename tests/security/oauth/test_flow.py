@@ -17,12 +17,14 @@ from sqlalchemy import func, select
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import BadRequestError, ValidationError
-from svc_infra.security.cookies import Cookies
+from svc_infra.security.cookies import CSRF_COOKIE, REFRESH_COOKIE, Cookies
 from svc_infra.security.keyring import KeyRing
+from svc_infra.security.models import Session, User
 from svc_infra.security.oauth import OAuthProvider
 from svc_infra.security.oauth.flow import MAX_FLOWS, Flow, Flows, checked_next
 from svc_infra.security.oauth.models import SpentState
 from svc_infra.testing import FakeClock
+from svc_infra.wiring import wiring_of
 from tests.security.conftest import assert_problem, running
 from tests.security.oauth.conftest import CALLBACK, HTML, agree, app_with, assert_page, browser_of
 from tests.security.oauth.impostor import Impostor
@@ -54,6 +56,31 @@ async def test_the_provider_is_asked_with_everything_that_ties_its_answer_to_the
             "response_type": "code", "client_id": "the-client", "redirect_uri": CALLBACK,
             "scope": "openid email profile", "code_challenge_method": "S256",
         }  # fmt: skip
+
+
+async def test_the_login_that_the_browser_had_ends_though_its_cookies_do_not_come_back_from_the_provider(
+    app: FastAPI,
+) -> None:
+    async with browser_of(app) as browser:
+        assert (await browser.log_in("ana")).status_code == 303
+        back = await agree(await browser.begin(), "bob")
+        for name in (REFRESH_COOKIE, CSRF_COOKIE):  # SameSite=Strict: not with a navigation from another site
+            del browser.http.cookies[name]
+        assert (await browser.come_back(back)).status_code == 303
+        assert (await browser.http.get("/auth/me")).json()["email"] == "bob@example.com"
+    async with wiring_of(app).get(AsyncDatabase).session(read_only=True) as session:
+        rows = await session.execute(
+            select(User.email, Session.revoke_reason).join(Session, Session.user_id == User.id).order_by(User.email)
+        )
+        assert [tuple(row) for row in rows] == [("ana@example.com", "replaced"), ("bob@example.com", None)]
+
+
+async def test_a_strange_refresh_cookie_begins_a_login_as_well(app: FastAPI) -> None:
+    async with browser_of(app) as browser:
+        for held in ("x", "x" * 4000):
+            headers = {**HTML, "Cookie": f"{REFRESH_COOKIE}={held}"}
+            answer = await browser.http.get("/oauth/authorize?provider=acme", headers=headers)
+            assert answer.status_code == 303
 
 
 async def test_the_cookie_is_of_this_host_and_nobody_reads_it(app: FastAPI) -> None:

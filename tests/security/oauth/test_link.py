@@ -68,6 +68,14 @@ async def test_an_address_that_has_an_account_is_never_taken_over(ana: Client, s
     assert await actions(sqlite_db) == ["oauth.link_offered", "oauth.refused"]
 
 
+async def test_an_account_that_came_from_a_provider_has_no_password(client: Client) -> None:
+    async with browser_of(client.app) as browser:
+        assert (await browser.log_in("ana")).status_code == 303
+    for password in ("!oauth!", "unused", "None", "null", PASSWORD):
+        answer = await client.http.post("/auth/login", json={"email": "ana@example.com", "password": password})
+        assert_problem(answer, 401, "invalid_credentials")
+
+
 async def test_an_account_that_was_made_for_somebody_elses_address_gets_no_identity_and_keeps_nobody_out(
     client: Client,
 ) -> None:

@@ -101,6 +101,51 @@ async def test_of_owners_who_go_at_once_one_stays(client: Client, db: AsyncDatab
         assert await session.scalar(select(func.count()).select_from(Membership)) == 8
 
 
+async def test_an_owner_who_is_disabled_is_no_owner_who_could_stay(client: Client, db: AsyncDatabase) -> None:
+    ana, ana_id = await person(client, db, "ana")
+    org = await founded(ana)
+    _, bob_id = await joined(ana, org, db, "bob")
+    assert (await ask(ana, "PATCH", f"{org}/members/{bob_id}", role="owner")).status_code == 204
+    accounts = wiring_of(client.app).get(Accounts)
+    async with db.session() as session:
+        await accounts.disable(session, UUID(bob_id), reason="left the company")
+    for refused in (
+        await ask(ana, "POST", f"{org}/leave"),
+        await ask(ana, "PATCH", f"{org}/members/{ana_id}", role="member"),
+        await ask(ana, "DELETE", f"{org}/members/{ana_id}"),
+        await delete_account(ana),
+        await ask(ana, "POST", "/auth/disable", password=PASSWORD),
+    ):
+        assert_problem(refused, 409, "conflict")
+    assert await owners(db) == {"Acme": ["ana", "bob"]}
+    async with db.session() as session:
+        await accounts.enable(session, UUID(bob_id))
+    assert (await ask(ana, "POST", f"{org}/leave")).status_code == 204
+
+
+async def test_the_only_owner_does_not_give_the_account_up_and_an_admin_is_not_held_up_by_that(
+    client: Client, db: AsyncDatabase
+) -> None:
+    ana, ana_id = await person(client, db, "ana")
+    await founded(ana)
+    problem = assert_problem(await ask(ana, "POST", "/auth/disable", password=PASSWORD), 409, "conflict")
+    assert [one["name"] for one in problem["organizations"]] == ["Acme"]
+    assert (await ask(ana, "GET", "/auth/me")).status_code == 200
+    async with db.session() as session:
+        await wiring_of(client.app).get(Accounts).disable(session, UUID(ana_id), reason="stolen")
+    assert_problem(await ask(ana, "GET", "/auth/me"), 401, "invalid_token")
+
+
+async def test_of_an_owner_who_leaves_and_one_who_gives_up_at_once_one_stays(client: Client, db: AsyncDatabase) -> None:
+    ana, _ = await person(client, db, "ana")
+    org = await founded(ana)
+    bob, bob_id = await joined(ana, org, db, "bob")
+    await ask(ana, "PATCH", f"{org}/members/{bob_id}", role="owner")
+    leave, give_up = ask(ana, "POST", f"{org}/leave"), ask(bob, "POST", "/auth/disable", password=PASSWORD)
+    answers = await asyncio.gather(leave, give_up)
+    assert sorted(answer.status_code for answer in answers) == [204, 409]
+
+
 @pytest.mark.parametrize("first", ["leaves", "goes"])
 async def test_of_an_owner_who_leaves_and_one_who_goes_at_once_one_stays(
     first: str, client: Client, db: AsyncDatabase

@@ -19,7 +19,7 @@ from svc_infra.admin.users import as_id
 from svc_infra.db.http import DbSession
 from svc_infra.errors import ForbiddenError, ImpersonationEndedError, NotFoundError, SvcInfraError
 from svc_infra.security.access.http import RequirePermission
-from svc_infra.security.http import SAFE_METHODS, Actor, LoggedIn
+from svc_infra.security.http import SAFE_METHODS, Actor, LoggedIn, PrivateRoute
 from svc_infra.security.principal import Principal
 from svc_infra.wiring import Wiring
 
@@ -155,7 +155,7 @@ def impersonation_router(prefix: str, acting: ActingAs, wiring: Wiring) -> APIRo
         acting: Knows the cookie.
         wiring: The app's.
     """
-    router = APIRouter(prefix=prefix, tags=["admin"])
+    router = APIRouter(prefix=prefix, tags=["admin"], route_class=PrivateRoute)
     guarded = admin_router()
     missing: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such user, or they are disabled."}}
 

@@ -32,6 +32,7 @@ from svc_infra.types import Clock, SystemClock
 STARTED = "admin.impersonation.started"
 STOPPED = "admin.impersonation.stopped"
 REFUSED = "admin.impersonation.refused"
+NOT_ACCEPTED = "admin.impersonation.not_accepted"
 MAX_ENDED_AT_ONCE = 1000
 
 _log = logging.getLogger("svc_infra.api.fastapi.admin")  # the documented name
@@ -143,14 +144,20 @@ class Impersonations:
         """What this login's token stands for; None when it is not this login's, not ours, or has ended."""
         name, login = self._terms.cookie_name, str(actor.session_id)
         said = self._cookies.verify(name, token, subject=login) if actor.session_id is not None else None
-        if said is None:
-            return None
-        claims = json.loads(said)
-        async with self._db.session(read_only=True) as session:
-            row = await session.get(Impersonation, UUID(claims["nonce"]))
-        genuine = row is not None and _claims(row) == claims and row.actor_id == actor.id
-        if row is None or not genuine or row.ended_at is not None or row.expires_at <= self._clock.now():
-            return None
+        row: Impersonation | None = None
+        why = "its time is over, it is another login's, or this secret has not signed it"
+        if said is not None:
+            claims = json.loads(said)
+            async with self._db.session(read_only=True) as session:
+                row = await session.get(Impersonation, UUID(claims["nonce"]))
+            if row is None or _claims(row) != claims or row.actor_id != actor.id:
+                why = "the table does not know it so"
+                row = None
+            elif row.ended_at is not None or row.expires_at <= self._clock.now():
+                why = row.end_reason or "expired"
+                row = None
+        if row is None:  # the client is not told why, but who looks for the reason is
+            _log.debug(NOT_ACCEPTED, extra={"actor_id": str(actor.id), "refusal": why})
         return row
 
     async def end(self, row: Impersonation, reason: str) -> None:

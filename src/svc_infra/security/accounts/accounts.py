@@ -228,6 +228,17 @@ class Accounts:
         await self._desk.sessions.revoke_all(session, user_id, reason="account_disabled")
         await self._record(session, "account.disabled", user_id, after={"reason": reason[:200]})
 
+    async def give_up(self, session: AsyncSession, user_id: UUID, *, reason: str) -> None:
+        """Disable an account because its owner wants that, in this unit of work.
+
+        Raises:
+            NotFoundError: There is no such account.
+            ConflictError: It is the only owner of an organization. An administrator who disables an account is not
+                held up by that.
+        """
+        await check_account_may_go(session, self._desk.user_model, user_id)
+        await self.disable(session, user_id, reason=reason)
+
     async def enable(self, session: AsyncSession, user_id: UUID) -> None:
         """Undo `disable` in this unit of work; the logins stay ended.
 
@@ -257,7 +268,11 @@ class Accounts:
                 it.
         """
         user = await self._existing(session, user_id)
-        await check_account_may_go(session, self._desk.user_model, user_id)
+        roles = await check_account_may_go(session, self._desk.user_model, user_id)
+        for organization_id, role in roles.items():  # each organization's own record says who is no member any more
+            await self._record(
+                session, "membership.removed", user_id, tenant_id=str(organization_id), before={"role": role}
+            )
         await self._desk.sessions.revoke_all(session, user_id, reason="account_deleted")
         await session.delete(user)
         await self._record(session, "account.deleted", user_id)

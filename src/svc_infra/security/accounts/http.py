@@ -40,8 +40,9 @@ from svc_infra.security.accounts.schemas import (
     Tokens,
 )
 from svc_infra.security.cookies import ACCESS_COOKIE, CSRF_COOKIE, REFRESH_COOKIE, SECOND_STEP_COOKIE, Csrf
-from svc_infra.security.http import Actor, Identity, LimitedLogin, LoggedIn, shared
+from svc_infra.security.http import Actor, Identity, Leaving, LimitedLogin, LoggedIn, PrivateRoute, shared
 from svc_infra.security.methods import PASSWORD
+from svc_infra.security.principal import Principal
 from svc_infra.security.sessions import Device, Renewed, SecondStep, Sessions, TokenPair
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.wiring import wiring_of
@@ -64,7 +65,7 @@ def accounts_router(prefix: str, profile: type[BaseModel] = Profile) -> APIRoute
         prefix: Where they are.
         profile: The fields that an owner may change, each with a default.
     """
-    router = APIRouter(prefix=prefix, tags=["auth"])
+    router = APIRouter(prefix=prefix, tags=["auth"], route_class=PrivateRoute)
     _add_logins(router)
     _add_links(router)
     _add_changes(router)
@@ -118,20 +119,20 @@ def _add_logins(router: APIRouter) -> None:
                 raise ValidationError(detail, errors=[{"pointer": "#/refresh_token", "detail": detail}])
             shared(request, Csrf).check(request.headers, request.cookies.get(CSRF_COOKIE, ""))
         pair = await shared(request, Sessions).refresh(token)
-        return given_as_cookies(pair, request, response) if cookies else given(pair, response)
+        return given_as_cookies(pair, request, response) if cookies else given(pair)
 
     @router.post("/logout", status_code=204)
-    async def logout(request: Request, response: Response, user: Actor, session: DbSession) -> None:
+    async def logout(request: Request, response: Response, user: Leaving, session: DbSession) -> None:
         """End this login: its access and refresh tokens are refused from now on."""
         if user.session_id is not None:
             await shared(request, Sessions).revoke(session, user.session_id, reason="logout")
-        _forget_cookies(request, response)
+        _forget(user, request, response)
 
     @router.post("/logout-all", status_code=204)
     async def logout_all(request: Request, response: Response, user: Actor, session: DbSession) -> None:
         """End every login of the account."""
         await shared(request, Sessions).revoke_all(session, user.id, reason="logout_all")
-        _forget_cookies(request, response)
+        _forget(user, request, response)
 
 
 def _add_links(router: APIRouter) -> None:
@@ -191,8 +192,8 @@ def _add_changes(router: APIRouter) -> None:
         accounts = _accounts(request)
         await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
         async with shared(request, AsyncDatabase).session() as session:
-            await accounts.disable(session, user.id, reason=body.reason or "by its owner")
-        _forget_cookies(request, response)
+            await accounts.give_up(session, user.id, reason=body.reason or "by its owner")
+        _forget(user, request, response)
 
 
 def _add_proof(router: APIRouter) -> None:
@@ -237,7 +238,7 @@ def _add_profile(router: APIRouter, profile: type[BaseModel]) -> None:
         await accounts.reauthenticate(user.id, body.password.get_secret_value(), ip=device_of(request).ip)
         async with shared(request, AsyncDatabase).session() as session:
             await accounts.delete(session, user.id)
-        _forget_cookies(request, response)
+        _forget(user, request, response)
 
 
 def _add_sessions(router: APIRouter) -> None:
@@ -264,7 +265,7 @@ def answered(
 ) -> Tokens | CookieTokens | Response:
     """The answer to a login, or to its first step."""
     if isinstance(outcome, TokenPair):
-        return given_as_cookies(outcome, request, response) if device.keeps_cookies else given(outcome, response)
+        return given_as_cookies(outcome, request, response) if device.keeps_cookies else given(outcome)
     needed = SecondStepNeeded(
         mfa_token=outcome.token, methods=list(outcome.methods), expires_in=outcome.expires_in_seconds
     )
@@ -273,7 +274,6 @@ def answered(
 
 def bound_to_browser(response: Response, step: SecondStep) -> Response:
     """Let only the browser that gets this answer take the second step."""
-    response.headers["Cache-Control"] = "no-store"
     if step.browser_secret is not None:
         set_cookie(response, SECOND_STEP_COOKIE, step.browser_secret, step.expires_in_seconds, "strict")
     return response
@@ -287,22 +287,19 @@ def proof_in(body: CodeProof | CredentialProof) -> FactorProof:
 
 
 def _renewed(renewed: Renewed, in_cookie: bool, response: Response) -> RenewedToken | RenewedCookie:
-    response.headers["Cache-Control"] = "no-store"
     if in_cookie:
         set_cookie(response, ACCESS_COOKIE, renewed.access_token, renewed.expires_in_seconds, "lax")
         return RenewedCookie(expires_in=renewed.expires_in_seconds)
     return RenewedToken(access_token=renewed.access_token, expires_in=renewed.expires_in_seconds)
 
 
-def given(pair: TokenPair, response: Response) -> Tokens:
+def given(pair: TokenPair) -> Tokens:
     """The answer to a login whose client keeps the tokens."""
-    response.headers["Cache-Control"] = "no-store"
     return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in_seconds)
 
 
 def given_as_cookies(pair: TokenPair, request: Request, response: Response) -> CookieTokens:
     """The answer to a login whose client is a browser that keeps the tokens in cookies."""
-    response.headers["Cache-Control"] = "no-store"
     token = shared(request, Csrf).token(pair.session_id)
     for name, value, seconds, same_site in (
         (ACCESS_COOKIE, pair.access_token, pair.expires_in_seconds, "lax"),
@@ -313,10 +310,15 @@ def given_as_cookies(pair: TokenPair, request: Request, response: Response) -> C
     return CookieTokens(csrf_token=token, expires_in=pair.expires_in_seconds)
 
 
-def _forget_cookies(request: Request, response: Response) -> None:
+def _forget(user: Principal, request: Request, response: Response) -> None:
+    """Have the browser whose login has ended forget its cookies, and what `AUTH_CLEAR_SITE_DATA` says beside that."""
+    if user.via != "cookie":
+        return
     for name in (ACCESS_COOKIE, REFRESH_COOKIE, CSRF_COOKIE):
-        if name in request.cookies:
-            set_cookie(response, name, "", 0, "strict")
+        set_cookie(response, name, "", 0, "strict")
+    kinds = wiring_of(request.app).settings.auth.clear_site_data
+    if kinds != ("off",):
+        response.headers["Clear-Site-Data"] = ", ".join(f'"{kind}"' for kind in kinds)
 
 
 def set_cookie(response: Response, name: str, value: str, seconds: int, same_site: Any) -> None:
@@ -328,8 +330,12 @@ def set_cookie(response: Response, name: str, value: str, seconds: int, same_sit
 
 def device_of(request: Request, *, keeps_cookies: bool = False) -> Device:
     """Where a request comes from."""
-    ip = request.client.host if request.client is not None else ""
-    return Device(user_agent=request.headers.get("user-agent", ""), ip=ip, keeps_cookies=keeps_cookies)
+    return Device(
+        user_agent=request.headers.get("user-agent", ""),
+        ip=request.client.host if request.client is not None else "",
+        keeps_cookies=keeps_cookies,
+        held_token=request.cookies.get(REFRESH_COOKIE, ""),
+    )
 
 
 def _accounts(request: Request) -> Accounts:

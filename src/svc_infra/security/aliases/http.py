@@ -10,7 +10,7 @@ from svc_infra.security.access.http import public
 from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
 from svc_infra.security.accounts.http import SECOND_STEP, answered, device_of
 from svc_infra.security.accounts.schemas import CookieTokens, Tokens
-from svc_infra.security.http import shared
+from svc_infra.security.http import PrivateRoute, shared
 from svc_infra.security.passwords import MAX_PASSWORD_CHARACTERS
 
 PREFIX = "/users"
@@ -37,7 +37,7 @@ def aliases_router(accounts: APIRouter) -> APIRouter:
     Args:
         accounts: What `accounts_router` gave.
     """
-    router = APIRouter(prefix=PREFIX, include_in_schema=False)
+    router = APIRouter(prefix=PREFIX, include_in_schema=False, route_class=PrivateRoute)
     routes = {
         (method, route.path.removeprefix(accounts.prefix)): route
         for route in accounts.routes

@@ -59,5 +59,10 @@ class AuditKeys:
         return hmac.digest(self._keys[key_id], text.encode(), "sha256").hex()
 
 
+def is_same(stored: str, expected: str) -> bool:
+    """Whether two MACs are the same; what somebody has put into the database may be any text."""
+    return hmac.compare_digest(stored.encode("utf-8", "replace"), expected.encode())
+
+
 def _plain(value: Any) -> str:
     return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else str(value)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Index, String, Text, Uuid
+from sqlalchemy import BigInteger, Index, String, Text, Uuid, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from svc_infra.db.columns import Base, UtcDateTime
 
 MAX_TARGET_CHARACTERS = 200
+
+_IMPERSONATED: dict[str, Any] = {
+    "postgresql_where": text("acting_as <> ''"),
+    "sqlite_where": text("acting_as <> ''"),
+}
 
 
 class AuditEntry(Base):
@@ -31,9 +37,12 @@ class AuditEntry(Base):
     """
 
     __tablename__ = "svc_audit_entries"
-    __table_args__ = (
-        Index("ix_svc_audit_entries_actor", "tenant_id", "actor_id", "sequence"),
-        Index("ix_svc_audit_entries_target", "tenant_id", "target", "sequence"),
+    __table_args__ = (  # searches are answered in the order of the ids, so each index has them
+        Index("ix_svc_audit_entries_tenant_id", "tenant_id", "id"),
+        Index("ix_svc_audit_entries_actor_id", "actor_id", "id"),
+        Index("ix_svc_audit_entries_acting_as", "acting_as", "id", **_IMPERSONATED),
+        Index("ix_svc_audit_entries_target", "target", "id"),
+        Index("ix_svc_audit_entries_action", "action", "id"),
     )
 
     tenant_id: Mapped[str] = mapped_column(String(64), primary_key=True)

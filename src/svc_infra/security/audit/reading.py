@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from svc_infra.security.audit.chain import AuditKeys
+from svc_infra.errors import SvcInfraError
+from svc_infra.security.audit.chain import AuditKeys, is_same
 from svc_infra.security.audit.models import AuditChain, AuditEntry
 from svc_infra.security.audit.trail import CHAIN_STARTED, OWN_CHAIN
 
@@ -81,6 +81,8 @@ async def entries(
     chains = [tenant_id] if tenant_id is not None else await session.scalars(_tenants().order_by(AuditEntry.tenant_id))
     for chain in list(chains):
         async for row in _rows(session, chain, after_sequence):
+            if row is None:
+                raise SvcInfraError(f"An entry of the chain {chain!r} cannot be read: run svc-infra audit verify.")
             yield {**row, "id": str(row["id"]), "at": row["at"].isoformat()}
 
 
@@ -92,23 +94,25 @@ async def _chain(session: AsyncSession, keys: AuditKeys, anchor: Any, known: Map
 
     async for row in _rows(session, tenant_id, None, anchor.sequence):
         place = sequence + 1
+        if row is None:
+            return broken(place, f"Entry {place} cannot even be read.")
         if row["sequence"] != place:
             return broken(place, f"Entry {place} is missing.")
         if not keys.knows(row["key_id"]):
             return broken(place, f"Entry {place} was signed with a key that is not here: {row['key_id']}.")
-        if not hmac.compare_digest(row["mac"], keys.entry_mac(row["key_id"], mac, row)):
+        if not is_same(row["mac"], keys.entry_mac(row["key_id"], mac, row)):
             return broken(place, f"Entry {place} is not what was written after entry {sequence}.")
-        if not hmac.compare_digest(known.get((tenant_id, place), row["mac"]), row["mac"]):
+        if not is_same(known.get((tenant_id, place), row["mac"]), row["mac"]):
             return broken(place, f"Entry {place} is another one than before.")
         sequence, mac = place, row["mac"]
     place = sequence + 1
     if not keys.knows(anchor.key_id):
         return broken(place, f"The anchor was sealed with a key that is not here: {anchor.key_id}.")
-    if not hmac.compare_digest(anchor.seal, keys.seal(anchor.key_id, tenant_id, anchor.sequence, anchor.mac)):
+    if not is_same(anchor.seal, keys.seal(anchor.key_id, tenant_id, anchor.sequence, anchor.mac)):
         return broken(place, "The anchor is not what was written.")
     if sequence < max([anchor.sequence, *(place for chain, place in known if chain == tenant_id)]):
         return broken(place, f"Entry {place} and all after it are missing.")
-    if not hmac.compare_digest(anchor.mac, mac) or (anchor.last or 0) > sequence:
+    if not is_same(anchor.mac, mac) or (anchor.last or 0) != sequence:
         return broken(place, f"Entry {place} was added behind the end of the chain.")
     return Verdict(tenant_id, sequence, mac)
 
@@ -128,19 +132,26 @@ def _tenants() -> Any:
 
 async def _rows(
     session: AsyncSession, tenant_id: str, after: int | None, until: int | None = None
-) -> AsyncIterator[Mapping[str, Any]]:
-    table = AuditEntry.__table__
+) -> AsyncIterator[Mapping[str, Any] | None]:
+    """The entries in order; None, and nothing more, for one that is no entry: SQLite stores any text in any column."""
+    table, size = AuditEntry.__table__, BATCH_ENTRIES
     while True:
         wanted = [AuditEntry.tenant_id == tenant_id]
         if after is not None:
             wanted.append(AuditEntry.sequence > after)
         if until is not None:
             wanted.append(AuditEntry.sequence <= until)
-        batch = (
-            await session.execute(select(table).where(*wanted).order_by(AuditEntry.sequence).limit(BATCH_ENTRIES))
-        ).all()
+        try:
+            found = await session.execute(select(table).where(*wanted).order_by(AuditEntry.sequence).limit(size))
+            batch = found.all()
+        except (ValueError, TypeError):
+            if size > 1:
+                size = 1  # and again, one by one, up to the place
+                continue
+            yield None
+            return
         for row in batch:
             yield row._asdict()
-        if len(batch) < BATCH_ENTRIES:
+        if len(batch) < size:
             return
         after = batch[-1].sequence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from svc_infra.db import write_last
 from svc_infra.errors import ConfigurationError, SvcInfraError
 from svc_infra.obs import context
 from svc_infra.obs.redact import cleaned, to_json
-from svc_infra.security.audit.chain import AuditKeys
+from svc_infra.security.audit.chain import AuditKeys, is_same
 from svc_infra.security.audit.models import MAX_TARGET_CHARACTERS, AuditChain, AuditEntry
 from svc_infra.types import Clock, SystemClock, new_id
 from svc_infra.wiring import current_wiring
@@ -153,7 +152,7 @@ class AuditTrail:
                 f"The audit chain of {tenant_id or 'the service'!r} is sealed with a secret that is not here: put the "
                 "old AUTH_SECRET into AUTH_SECRET_PREVIOUS or AUTH_SECRETS_RETIRED."
             )
-        if not hmac.compare_digest(
+        if not is_same(
             found.seal, self._keys.seal(found.key_id, tenant_id, found.sequence, found.mac)
         ):  # what is appended to a chain that was cut would make it whole again
             _log.error("audit.anchor_forged", extra={"chain": tenant_id})

@@ -6,12 +6,13 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.security.access import declares
-from svc_infra.security.http import LoggedIn, shared
+from svc_infra.security.access.http import RequireFreshAuth
+from svc_infra.security.http import LoggedIn, PrivateRoute, shared
 from svc_infra.security.keys.form import MAX_KEY_CHARACTERS
 from svc_infra.security.keys.keys import (
     DEFAULT_OVERLAP_SECONDS,
@@ -30,6 +31,8 @@ from svc_infra.security.keys.leaks import LeakedKeys
 from svc_infra.security.keys.scanning import GithubReports
 
 _SCHEME = "ApiKey"
+_FRESH = [RequireFreshAuth()]
+"""A stolen access token is good for minutes, and what it could make for years."""
 
 Scope = Annotated[str, Field(min_length=1, max_length=100)]
 KeyRate = Annotated[
@@ -114,7 +117,7 @@ def api_keys_router(prefix: str, *, github_secret_scanning: bool = False) -> API
         prefix: Where they are.
         github_secret_scanning: Whether one of them takes the reports of GitHub.
     """
-    router = APIRouter(prefix=prefix, tags=["auth"])
+    router = APIRouter(prefix=prefix, tags=["auth"], route_class=PrivateRoute)
     _add_management(router)
     _add_leaks(router)
     if github_secret_scanning:
@@ -123,11 +126,9 @@ def api_keys_router(prefix: str, *, github_secret_scanning: bool = False) -> API
 
 
 def _add_management(router: APIRouter) -> None:
-    @router.post("", status_code=201, responses={404: {}})
-    async def create_key(
-        body: KeyIn, request: Request, response: Response, user: LoggedIn, session: DbSession
-    ) -> NewKeyOut:
-        """Make a key. Its scopes are among what its maker may do."""
+    @router.post("", status_code=201, responses={404: {}}, dependencies=_FRESH)
+    async def create_key(body: KeyIn, request: Request, user: LoggedIn, session: DbSession) -> NewKeyOut:
+        """Make a key. Its scopes are among what its maker may do; the login must be a fresh one."""
         wanted = KeyRequest(
             name=body.name,
             scopes=body.scopes,
@@ -138,7 +139,7 @@ def _add_management(router: APIRouter) -> None:
         )
         keys = shared(request, ApiKeys)
         keys.check_rate(body.rate)
-        return _shown(await keys.create(session, user, wanted), response)
+        return _shown(await keys.create(session, user, wanted))
 
     @router.get("", responses={404: {}})
     async def list_keys(
@@ -152,17 +153,16 @@ def _add_management(router: APIRouter) -> None:
             owner = keys_of_services(organization_id)
         return [KeyOut.model_validate(row) for row in await keys.list(session, owner)]
 
-    @router.post("/{key_id:uuid}/rotate", status_code=201)
+    @router.post("/{key_id:uuid}/rotate", status_code=201, dependencies=_FRESH)
     async def rotate_key(
-        key_id: UUID, request: Request, response: Response, user: LoggedIn, session: DbSession,
-        body: RotateIn | None = None,
-    ) -> NewKeyOut:  # fmt: skip
-        """Put a new key in the place of one, which stays good for a while."""
+        key_id: UUID, request: Request, user: LoggedIn, session: DbSession, body: RotateIn | None = None
+    ) -> NewKeyOut:
+        """Put a new key in the place of one, which stays good for a while; the login must be a fresh one."""
         keys, wanted = shared(request, ApiKeys), body or RotateIn()
         keys.check_rate(wanted.rate)
         row = await keys.managed(session, user, key_id)
         made = await keys.rotate(session, user, row, overlap_seconds=wanted.overlap_seconds, rate=wanted.rate)
-        return _shown(made, response)
+        return _shown(made)
 
     @router.delete("/{key_id:uuid}", status_code=204)
     async def revoke_key(key_id: UUID, request: Request, user: LoggedIn, session: DbSession) -> None:
@@ -200,8 +200,7 @@ def _add_reports(router: APIRouter) -> None:
         ]
 
 
-def _shown(made: NewKey, response: Response) -> NewKeyOut:
-    response.headers["Cache-Control"] = "no-store"
+def _shown(made: NewKey) -> NewKeyOut:
     return NewKeyOut(**KeyOut.model_validate(made.row).model_dump(), key=made.key)
 
 

@@ -143,7 +143,7 @@ forget_changes(
     LiveKeys,
     {
         HasAccount: lambda account: _tag_of(account.id),
-        Organization: lambda organization: _tag_of(organization.id),
+        Organization: lambda organization: LiveKeys.everything,  # with it go the keys of members that are bound to it
         Membership: lambda membership: _tag_of(membership.user_id),
         ApiKey: lambda key: _tag_of(key.owner_id),
     },

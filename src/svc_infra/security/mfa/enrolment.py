@@ -16,7 +16,7 @@ from svc_infra.security import methods
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.mfa.challenges import ChallengeKind
 from svc_infra.security.mfa.factors import Factors
-from svc_infra.security.mfa.login import FactorKinds
+from svc_infra.security.mfa.login import FactorKinds, plain
 from svc_infra.security.mfa.models import EmailFactor, Factor
 from svc_infra.security.mfa.passkeys import Passkeys, refused
 from svc_infra.security.models import HasAccount
@@ -110,7 +110,7 @@ class Enrolment:
         """
         async with self._db.session() as session:
             user = await self._factors.room_for_one(session, user_id, beside=factor_id)
-            factor = await self._kinds.totp.confirm(session, user_id, factor_id, code.strip())
+            factor = await self._kinds.totp.confirm(session, user_id, factor_id, plain(code))
             if factor is None:
                 raise BadRequestError(WRONG_CODE)
             return await self._enrolled(session, user, session_id, factor, methods.ONE_TIME_CODE)
@@ -181,7 +181,7 @@ class Enrolment:
             user = await self._factors.room_for_one(session, user_id)
             if await session.scalar(select(EmailFactor.id).where(EmailFactor.user_id == user_id)) is not None:
                 raise ConflictError("The address is enrolled already.")
-            if waiting is None or not await codes.use(session, waiting, code.strip()):
+            if waiting is None or not await codes.use(session, waiting, plain(code)):
                 raise BadRequestError(WRONG_CODE)
             now = self._clock.now()
             factor = EmailFactor(id=new_id(), user_id=user_id, name="E-mail", created_at=now, confirmed_at=now)

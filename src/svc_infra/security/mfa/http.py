@@ -14,7 +14,7 @@ from svc_infra.security.accounts import ProvesFactors
 from svc_infra.security.accounts.http import device_of, given, given_as_cookies, proof_in, set_cookie
 from svc_infra.security.accounts.schemas import CodeProof, CookieTokens, Tokens
 from svc_infra.security.cookies import SECOND_STEP_COOKIE, Csrf
-from svc_infra.security.http import LimitedLogin, LoggedIn, shared
+from svc_infra.security.http import LimitedLogin, LoggedIn, PrivateRoute, shared
 from svc_infra.security.methods import MULTIPLE, not_proven_enough
 from svc_infra.security.mfa.enrolment import Enrolled, Enrolment
 from svc_infra.security.mfa.factors import Factors
@@ -79,7 +79,7 @@ def mfa_router(prefix: str) -> APIRouter:
     Args:
         prefix: Where they are.
     """
-    router = APIRouter(prefix=prefix, tags=["auth"])
+    router = APIRouter(prefix=prefix, tags=["auth"], route_class=PrivateRoute)
     _add_steps(router)
     _add_passkey_logins(router)
     _add_proofs(router)
@@ -102,7 +102,7 @@ def _add_steps(router: APIRouter) -> None:
             body.mfa_token, proof_in(body), device_of(request), browser_secret=_browser_secret(request)
         )
         if not in_cookies:
-            return given(pair, response)
+            return given(pair)
         set_cookie(response, SECOND_STEP_COOKIE, "", 0, "strict")
         return given_as_cookies(pair, request, response)
 
@@ -127,7 +127,6 @@ def _add_passkey_logins(router: APIRouter) -> None:
         public_key, secret = await _login(request).passkey_options(in_browser=body.cookies)
         if secret is not None:
             set_cookie(response, SECOND_STEP_COOKIE, secret, int(CEREMONY_SECONDS), "strict")
-        response.headers["Cache-Control"] = "no-store"
         return PasskeyOptions(public_key=public_key)
 
     @router.post("/passkeys/login", responses=_REFUSED | _BUSY, dependencies=_PUBLIC)
@@ -136,10 +135,12 @@ def _add_passkey_logins(router: APIRouter) -> None:
         if body.cookies:
             shared(request, Csrf).check_origin(request.headers)
         pair = await _login(request).passkey_login(
-            body.credential.model_dump(), device_of(request), browser_secret=_browser_secret(request)
+            body.credential.model_dump(),
+            device_of(request, keeps_cookies=body.cookies),
+            browser_secret=_browser_secret(request),
         )
         if not body.cookies:
-            return given(pair, response)
+            return given(pair)
         set_cookie(response, SECOND_STEP_COOKIE, "", 0, "strict")
         return given_as_cookies(pair, request, response)
 
@@ -181,27 +182,23 @@ def _add_factors(router: APIRouter) -> None:
         await _factors(request).remove(session, user.id, factor_id)
 
     @router.post("/recovery-codes", responses={409: {"description": "The account has no factor yet."}})
-    async def new_codes(request: Request, response: Response, user: FreshOwner) -> RecoveryCodesShown:
+    async def new_codes(request: Request, user: FreshOwner) -> RecoveryCodesShown:
         """Make new recovery codes; those before them end. The login must be a fresh one."""
-        response.headers["Cache-Control"] = "no-store"
         return RecoveryCodesShown(codes=await _enrolment(request).new_recovery_codes(user.id))
 
 
 def _add_totp(router: APIRouter) -> None:
     @router.post("/totp", status_code=201, responses=_FULL)
-    async def begin(body: NewTotpBody, request: Request, response: Response, user: FreshOwner) -> TotpShown:
+    async def begin(body: NewTotpBody, request: Request, user: FreshOwner) -> TotpShown:
         """Begin to enrol an authenticator app; the login must be a fresh one."""
-        response.headers["Cache-Control"] = "no-store"
         new = await _enrolment(request).begin_totp(user.id, body.name)
         return TotpShown(id=new.id, secret=new.secret, otpauth_uri=new.uri, qr_svg=new.qr_svg)
 
     @router.post("/totp/{factor_id:uuid}/confirm", responses=_WRONG)
-    async def confirm(
-        factor_id: UUID, body: CodeProof, request: Request, response: Response, user: FreshOwner
-    ) -> EnrolledShown:
+    async def confirm(factor_id: UUID, body: CodeProof, request: Request, user: FreshOwner) -> EnrolledShown:
         """Enrol an authenticator app with its first code."""
         code = body.code.get_secret_value()
-        return _shown(await _enrolment(request).confirm_totp(user.id, _session_id(user), factor_id, code), response)
+        return _shown(await _enrolment(request).confirm_totp(user.id, _session_id(user), factor_id, code))
 
 
 def _add_passkeys(router: APIRouter) -> None:
@@ -211,12 +208,10 @@ def _add_passkeys(router: APIRouter) -> None:
         return PasskeyOptions(public_key=await _enrolment(request).passkey_options(user.id, _session_id(user)))
 
     @router.post("/passkeys", status_code=201, responses=_WRONG)
-    async def add(body: NewPasskeyBody, request: Request, response: Response, user: FreshOwner) -> EnrolledShown:
+    async def add(body: NewPasskeyBody, request: Request, user: FreshOwner) -> EnrolledShown:
         """Enrol a passkey that the browser has made for this login."""
         credential = body.credential.model_dump()
-        return _shown(
-            await _enrolment(request).add_passkey(user.id, _session_id(user), credential, body.name), response
-        )
+        return _shown(await _enrolment(request).add_passkey(user.id, _session_id(user), credential, body.name))
 
 
 def _add_email(router: APIRouter) -> None:
@@ -226,14 +221,13 @@ def _add_email(router: APIRouter) -> None:
         await _enrolment(request).send_email_code(user.id, _session_id(user))
 
     @router.post("/email/confirm", responses=_WRONG)
-    async def confirm(body: CodeProof, request: Request, response: Response, user: FreshOwner) -> EnrolledShown:
+    async def confirm(body: CodeProof, request: Request, user: FreshOwner) -> EnrolledShown:
         """Enrol the account's address with the code."""
         code = body.code.get_secret_value()
-        return _shown(await _enrolment(request).confirm_email(user.id, _session_id(user), code), response)
+        return _shown(await _enrolment(request).confirm_email(user.id, _session_id(user), code))
 
 
-def _shown(enrolled: Enrolled, response: Response) -> EnrolledShown:
-    response.headers["Cache-Control"] = "no-store"
+def _shown(enrolled: Enrolled) -> EnrolledShown:
     return EnrolledShown(factor=FactorShown.model_validate(enrolled.factor), recovery_codes=enrolled.recovery_codes)
 
 

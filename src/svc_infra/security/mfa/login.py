@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_urlsafe
 from typing import Any, TypeVar
 from uuid import UUID
@@ -126,6 +126,7 @@ class FactorLogin:
             RateLimitedError: There were too many failed attempts.
         """
         step, user = await self._step(token, browser_secret)
+        device = replace(device, keeps_cookies=step.browser_hash is not None)
         async with self._db.session() as session:
             if not await self._challenges.attempt(session, step):
                 raise _over()
@@ -135,7 +136,7 @@ class FactorLogin:
                 raise _over()
             return await self._enter(session, user, device, (*step.note.split(), *proven.methods))
 
-        return await self._attempt(user, proof, step.id, device, enter), step.browser_hash is not None
+        return await self._attempt(user, proof, step.id, device, enter), device.keeps_cookies
 
     async def step_options(self, token: str, *, browser_secret: str | None) -> dict[str, Any]:
         """What a browser asks its authenticator with in a second step.
@@ -265,7 +266,7 @@ class FactorLogin:
         alone: bool,
     ) -> Proven | None:
         """What the proof proves; it is used up in this unit of work."""
-        kinds, code = self._kinds, _plain(proof.code or "")
+        kinds, code = self._kinds, plain(proof.code or "")
         if kind == "webauthn":
             asked = waiting is not None and proof.credential is not None
             passkey = (
@@ -334,14 +335,14 @@ def _kind(proof: FactorProof) -> str:
     """What is proven, which its form tells."""
     if proof.credential is not None:
         return "webauthn"
-    code = _plain(proof.code or "")
+    code = plain(proof.code or "")
     if code.isascii() and code.isdigit() and len(code) in (totp.CODE_DIGITS, email_codes.CODE_DIGITS):
         return "totp" if len(code) == totp.CODE_DIGITS else "email"
     return "recovery_code" if _RECOVERY.fullmatch(code) else "unknown"
 
 
-def _plain(code: str) -> str:
-    """The code without what people type between its characters."""
+def plain(code: str) -> str:
+    """A code without what people type between its characters."""
     return _SEPARATORS.sub("", code).lower()
 
 

@@ -104,7 +104,8 @@ class TotpFactors:
         secret = self._cipher.open(factor.secret or "", context=secret_context(factor.id))
         generator, current = self._otp.TOTP(secret, digits=CODE_DIGITS, interval=STEP_SECONDS), self._at(now)
         steps = range(current - DRIFT_STEPS, current + DRIFT_STEPS + 1)
-        matching = [step for step in steps if hmac.compare_digest(generator.generate_otp(step), code)]
+        shown = code.encode("utf-8", "replace")
+        matching = [step for step in steps if hmac.compare_digest(generator.generate_otp(step).encode(), shown)]
         return matching[-1] if matching else None
 
     def _at(self, now: datetime) -> int:

@@ -44,6 +44,7 @@ class Flow:
         next: Where it goes then.
         began: When, in seconds since 1970.
         user_id, session_id: Whose account an identity is to be linked to, and the login that asked; empty for a login.
+        held_token: The refresh token that the browser had in its cookies. They do not come back from another site.
         state, nonce, verifier: What the answer, the ID token and the exchange of the code are tied to this flow with.
     """
 
@@ -53,6 +54,7 @@ class Flow:
     began: int
     user_id: str = ""
     session_id: str = ""
+    held_token: str = field(default="", repr=False)
     state: str = field(default_factory=lambda: token_urlsafe(_SECRET_BYTES), repr=False)
     nonce: str = field(default_factory=lambda: token_urlsafe(_SECRET_BYTES), repr=False)
     verifier: str = field(default_factory=lambda: token_urlsafe(_SECRET_BYTES), repr=False)

@@ -9,7 +9,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
@@ -26,7 +25,7 @@ from svc_infra.security.accounts.http import (
     set_cookie,
 )
 from svc_infra.security.accounts.schemas import Body, Tokens
-from svc_infra.security.http import Identity, shared
+from svc_infra.security.http import Identity, PrivateRoute, shared
 from svc_infra.security.oauth.flow import MAX_NEXT_CHARACTERS, MAX_STATE_CHARACTERS
 from svc_infra.security.oauth.link import OAuthIdentities
 from svc_infra.security.oauth.login import Begun, Ended, OAuthLogin
@@ -75,7 +74,7 @@ class Linked(BaseModel):
     last_login_at: datetime | None
 
 
-class PersonRoute(APIRoute):
+class PersonRoute(PrivateRoute):
     """A route that a person's browser goes to: a refusal is shown there as a page, and to others as a problem."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -106,7 +105,7 @@ def oauth_router(prefix: str) -> APIRouter:
     Args:
         prefix: Where they are.
     """
-    router = APIRouter(tags=["auth"])
+    router = APIRouter(tags=["auth"], route_class=PrivateRoute)
     browsed = APIRouter(tags=["auth"], route_class=PersonRoute, dependencies=[public()])
     _add_logins(browsed, prefix)
     _add_identities(router, prefix)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from svc_infra.errors import NotFoundError, SvcInfraError
 from svc_infra.obs.metrics import metrics
+from svc_infra.security.accounts.schemas import MAX_REFRESH_TOKEN_CHARACTERS
+from svc_infra.security.cookies import REFRESH_COOKIE
 from svc_infra.security.oauth.client import ProviderClient
 from svc_infra.security.oauth.flow import Flow, Flows, checked_next
 from svc_infra.security.oauth.link import OAuthIdentities
@@ -101,6 +103,7 @@ class OAuthLogin:
         """
         client = self._client(provider)
         user_id, session_id = map(str, links_to) if links_to is not None else ("", "")
+        held_token = cookies.get(REFRESH_COOKIE, "")
         flow = Flow(
             provider=provider,
             redirect_uri=redirect_uri,
@@ -108,6 +111,7 @@ class OAuthLogin:
             began=int(self._clock.now().timestamp()),
             user_id=user_id,
             session_id=session_id,
+            held_token=held_token if len(held_token) <= MAX_REFRESH_TOKEN_CHARACTERS else "",
         )
         url = await client.authorization_url(
             redirect_uri=redirect_uri, state=flow.state, nonce=flow.nonce, verifier=flow.verifier
@@ -151,7 +155,8 @@ class OAuthLogin:
             if linked is not None:
                 await self._identities.link(proven, *linked)
                 return Ended(flow, None)
-            return Ended(flow, await self._identities.log_in(proven, device, state=flow.state))
+            here = replace(device, held_token=device.held_token or flow.held_token)
+            return Ended(flow, await self._identities.log_in(proven, here, state=flow.state))
         except SvcInfraError as refusal:
             await self._identities.refused(flow.provider, refusal.detail, linked[0] if linked is not None else None)
             raise

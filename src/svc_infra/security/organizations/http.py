@@ -10,7 +10,7 @@ from svc_infra.db.http import DbSession, ReadSession
 from svc_infra.errors import ForbiddenError, NotFoundError
 from svc_infra.security.access import check_permission_name, declares, policy_of
 from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
-from svc_infra.security.http import Identity, LoggedIn, shared
+from svc_infra.security.http import Identity, LoggedIn, PrivateRoute, shared
 from svc_infra.security.organizations.invitations import MAX_TOKEN_CHARACTERS, Invitations
 from svc_infra.security.organizations.members import Members
 from svc_infra.security.organizations.organizations import MAX_NAME_CHARACTERS, MAX_SLUG_CHARACTERS, Organizations
@@ -140,7 +140,7 @@ class TeamOut(Shown):
 
 def organizations_router(prefix: str) -> APIRouter:
     """The routes of organizations."""
-    router = APIRouter(prefix=prefix, tags=["organizations"])
+    router = APIRouter(prefix=prefix, tags=["organizations"], route_class=PrivateRoute)
     _add_organizations(router)
     _add_members(router)
     _add_invitations(router)

@@ -15,7 +15,7 @@ from svc_infra.security.accounts.email import normalized_email
 from svc_infra.security.accounts.mailing import MailQueue
 from svc_infra.security.audit import record
 from svc_infra.security.models import HasAccount, Membership, Organization
-from svc_infra.security.organizations.members import Members
+from svc_infra.security.organizations.members import Members, end_invitations
 from svc_infra.security.organizations.models import Invitation
 from svc_infra.security.organizations.organizations import Organizations
 from svc_infra.types import Clock, SystemClock, new_id
@@ -71,9 +71,8 @@ class Invitations:
             raise NotFoundError("Organization", organization_id)
         self._members.check_gives(own_role, role)
         now, token = self._clock.now(), token_urlsafe(_TOKEN_BYTES)
+        await end_invitations(session, organization_id, Invitation.email == address, now=now)
         open_ones = and_(Invitation.organization_id == organization_id, self._is_open())
-        same = update(Invitation).where(open_ones, Invitation.email == address)
-        await session.execute(same.values(revoked_at=now))
         if (await session.scalar(select(func.count()).select_from(Invitation).where(open_ones)) or 0) >= MAX_OPEN:
             raise ConflictError(f"{MAX_OPEN} invitations are open already: revoke one of them.")
         invitation = Invitation(
@@ -104,12 +103,8 @@ class Invitations:
         Raises:
             NotFoundError: There is no such open invitation of this organization.
         """
-        wanted = (Invitation.id == invitation_id, Invitation.organization_id == organization_id, self._is_open())
-        ended = update(Invitation).where(*wanted).values(revoked_at=self._clock.now()).returning(Invitation)
-        invitation = await session.scalar(ended, execution_options={"synchronize_session": False})
-        if invitation is None:
+        if not await end_invitations(session, organization_id, Invitation.id == invitation_id, now=self._clock.now()):
             raise NotFoundError("Invitation", invitation_id)
-        await self._record(session, "invitation.revoked", invitation)
 
     async def accept(self, session: AsyncSession, token: str, user: HasAccount) -> Membership:
         """Make a user a member by means of a link, in this unit of work; of many at once, one succeeds.

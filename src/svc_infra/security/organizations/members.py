@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ForbiddenError, NotFoundError, ValidationError
@@ -26,6 +27,26 @@ class Member(NamedTuple):
     user_id: UUID
     email: str
     role: str
+
+
+async def end_invitations(
+    session: AsyncSession, organization_id: UUID, wanted: ColumnElement[bool], *, now: datetime
+) -> int:
+    """End invitations of an organization that can still be accepted, in this unit of work; returns how many."""
+    open_ones = (
+        Invitation.organization_id == organization_id,
+        Invitation.accepted_at.is_(None),
+        Invitation.revoked_at.is_(None),
+        Invitation.expires_at > now,
+    )
+    ending = update(Invitation).where(*open_ones, wanted).values(revoked_at=now)
+    ending = ending.execution_options(synchronize_session=False)
+    ended = (await session.execute(ending.returning(Invitation.id, Invitation.email, Invitation.role))).all()
+    for invitation_id, email, role in ended:
+        after = {"email": email, "role": role}
+        target = f"invitation:{invitation_id}"
+        await record(session, "invitation.revoked", target=target, tenant_id=str(organization_id), after=after)
+    return len(ended)
 
 
 class Members:
@@ -72,7 +93,7 @@ class Members:
         self._check_not_above(actor.role, member.role)
         if role == member.role:
             return
-        await check_owner_stays(session, member)
+        await check_owner_stays(session, self._user, member)
         before, member.role = member.role, role
         await self._end_invitations(session, member)
         await self._record(session, "membership.role_changed", member, before={"role": before}, after={"role": role})
@@ -87,7 +108,7 @@ class Members:
         """
         actor, member = await self._locked(session, organization_id, actor_id, user_id)
         self._check_not_above(actor.role, member.role)
-        await check_owner_stays(session, member)
+        await check_owner_stays(session, self._user, member)
         teams = select(Team.id).where(Team.organization_id == organization_id)
         await session.execute(delete(TeamMember).where(TeamMember.user_id == user_id, TeamMember.team_id.in_(teams)))
         await self._end_invitations(session, member)
@@ -130,13 +151,8 @@ class Members:
 
     async def _end_invitations(self, session: AsyncSession, member: Membership) -> None:
         """What somebody has offered ends with the right to offer it."""
-        open_ones = (
-            Invitation.organization_id == member.organization_id,
-            Invitation.invited_by == member.user_id,
-            Invitation.accepted_at.is_(None),
-            Invitation.revoked_at.is_(None),
-        )
-        await session.execute(update(Invitation).where(*open_ones).values(revoked_at=self._clock.now()))
+        theirs = Invitation.invited_by == member.user_id
+        await end_invitations(session, member.organization_id, theirs, now=self._clock.now())
 
     async def _record(self, session: AsyncSession, action: str, member: Membership, **changes: dict[str, str]) -> None:
         tenant_id = str(member.organization_id)

@@ -1,6 +1,6 @@
 """Logins: who is logged in, from where, how that was proven, and for how long.
 
-- `sessions`: opened, refreshed by tokens that are used once, proven again, listed, ended
+- `sessions`: opened, refreshed, proven again, listed, ended · `refresh`: tokens that are used once
 - `second_step`: the port that asks for a second factor · `device`: where a login comes from, what it is given
 - `live`: which of them are alive, remembered where every process hears of changes
 """

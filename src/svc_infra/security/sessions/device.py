@@ -17,11 +17,13 @@ class Device:
         user_agent: What it calls itself.
         ip: Its address.
         keeps_cookies: Whether it is a browser that keeps the tokens in cookies.
+        held_token: The refresh token that it keeps until now; its login ends when another one begins there.
     """
 
     user_agent: str = ""
     ip: str = ""
     keeps_cookies: bool = False
+    held_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,50 +1,33 @@
-"""Logins, and the refresh tokens that keep them alive.
-
-A login is a family of refresh tokens, each exchanged once for its successor. What happens to a token that is shown:
-
-- unused: it is marked as used and its successor made, by one compare-and-set, so of many callers one is first;
-- used less than `refresh_grace_seconds` ago, and its successor still unused: the same successor is given again, with a
-  new access token. Two tabs, or a client whose answer was lost, stay logged in, and there is still one chain. Only the
-  immediate predecessor of the newest token qualifies;
-- used in any other way: someone kept a copy. The whole login is revoked, and that is committed although the request
-  fails (RFC 9700, 4.14.2);
-- unknown, expired, or of a login that was revoked or whose account is disabled: refused.
-
-Only hashes are stored. A successor can still be given twice because it is not drawn but derived (HMAC-SHA256) from its
-predecessor, which the database does not have, and a key that only the service has.
-"""
+"""Logins: begun, kept alive by refresh tokens, proven again, listed, ended."""
 
 from __future__ import annotations
 
 import hmac
 import logging
-from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from hashlib import sha256
-from secrets import token_urlsafe
-from typing import Any, Literal, cast
+from datetime import timedelta
+from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db.database import AsyncDatabase
-from svc_infra.errors import InvalidTokenError, TokenExpiredError
+from svc_infra.errors import InvalidTokenError
 from svc_infra.security.access.policy import Policy
 from svc_infra.security.audit import AuditTrail
 from svc_infra.security.keyring import KeyRing
 from svc_infra.security.methods import combined
-from svc_infra.security.models import HasAccount, RefreshToken, Session, User
+from svc_infra.security.models import HasAccount, Session, User
 from svc_infra.security.principal import Principal
 from svc_infra.security.remembered import SAYS_WHAT_CHANGED
 from svc_infra.security.sessions.device import Device, Ended, OnEnd, Renewed, TokenPair
 from svc_infra.security.sessions.live import LiveSessions
+from svc_infra.security.sessions.refresh import RefreshTokens, Reused, ended
 from svc_infra.security.sessions.second_step import SecondFactors, SecondStep
 from svc_infra.security.tokens import AccessTokens
 from svc_infra.types import Clock, SystemClock, new_id
 
-REFRESH_TOKEN_BYTES = 32
 MAX_LISTED = 100
 """Logins given in one list."""
 
@@ -90,14 +73,18 @@ class Sessions:
         self._trail = trail
         self._tokens = tokens
         self._second_factors = second_factors
-        self._user = user_model
         self._policy = policy
-        self._successor_keys = keys.derived("refresh-token")
         self._ip_key = keys.derived("ip-hash")[0]
         self._ttl = timedelta(seconds=ttl_seconds)
         self._idle = timedelta(seconds=min(idle_seconds or ttl_seconds, ttl_seconds))
-        self._grace = timedelta(seconds=grace_seconds)
         self._clock = clock or SystemClock()
+        self._refresh_tokens = RefreshTokens(
+            user_model,
+            keys.derived("refresh-token"),
+            idle=self._idle,
+            grace=timedelta(seconds=grace_seconds),
+            clock=self._clock,
+        )
         self._on_end: list[OnEnd] = []
 
     def on_end(self, callback: OnEnd) -> None:
@@ -124,7 +111,14 @@ class Sessions:
     async def open(
         self, session: AsyncSession, user_id: UUID, device: Device, *, methods: Sequence[str] = ()
     ) -> TokenPair:
-        """Begin a login in this unit of work. The caller has verified who it is for, by every factor that it needs."""
+        """Begin a login in this unit of work. The caller has verified who it is for, by every factor that it needs.
+
+        The login that a browser has had in its cookies ends with that, whoever's it was: nobody could end it later.
+        """
+        if device.keeps_cookies and device.held_token:
+            replaced = await self._refresh_tokens.login_of(session, device.held_token)
+            if replaced is not None:
+                await self.revoke(session, replaced.id, reason="replaced")
         now = self._clock.now()
         login = Session(
             id=new_id(),
@@ -141,9 +135,7 @@ class Sessions:
         await session.flush()
         where = {"user_id": str(user_id), "user_agent": login.user_agent, "methods": login.methods}
         await self._trail.record(session, "session.opened", target=f"session:{login.id}", after=where)
-        refresh_token = token_urlsafe(REFRESH_TOKEN_BYTES)
-        session.add(_row(new_id(), refresh_token, login, now, self._idle))
-        return self._pair(login, refresh_token)
+        return self._pair(login, self._refresh_tokens.first(session, login))
 
     async def refresh(self, refresh_token: str) -> TokenPair:
         """Exchange a refresh token for its successor and a new access token, in a unit of work of its own.
@@ -153,10 +145,14 @@ class Sessions:
             InvalidTokenError: The token is unknown, its login has ended, or it was used before; then its login ends.
         """
         async with self._db.session() as session:
-            outcome = await self._rotate(session, refresh_token)
-        if isinstance(outcome, InvalidTokenError):  # raised only now, so that what it means for the login is committed
-            raise outcome
-        return outcome
+            outcome = await self._refresh_tokens.exchange(session, refresh_token)
+            if isinstance(outcome, Reused):
+                await self.revoke(session, outcome.session_id, reason="refresh_token_reused")
+                who = {"session_id": str(outcome.session_id), "user_id": str(outcome.user_id)}
+                _log.warning("auth.refresh_token_reused", extra=who)
+        if isinstance(outcome, Reused):  # raised only now, so that what it means for the login is committed
+            raise ended()
+        return self._pair(*outcome)
 
     async def principal(self, access_token: str, *, via: Literal["jwt", "cookie"] = "jwt") -> Principal:
         """Who an access token stands for: its login must live and its account be active.
@@ -168,7 +164,7 @@ class Sessions:
         claims = self._tokens.verify(access_token)
         live = await self._live.find(claims.session_id, claims.user_id)
         if live is None or live.user_id != claims.user_id:
-            raise _ended()
+            raise ended()
         if claims.authenticated_at < live.authenticated_at.replace(microsecond=0):
             raise InvalidTokenError("The login was proven again since: use the token that it got then, or refresh.")
         roles = () if live.lacks_second_factor else live.roles
@@ -183,6 +179,12 @@ class Sessions:
             authenticated_at=claims.authenticated_at,
             lacks_second_factor=live.lacks_second_factor,
         )
+
+    async def holder(self, refresh_token: str) -> Principal | None:
+        """Whose login a cookie's refresh token belongs to, alive or not: only for ending it; None where nobody's."""
+        async with self._db.session(read_only=True) as session:
+            login = await self._refresh_tokens.login_of(session, refresh_token)
+        return Principal(id=login.user_id, email="", via="cookie", session_id=login.id) if login is not None else None
 
     async def renew(self, session: AsyncSession, session_id: UUID, *, methods: Sequence[str]) -> Renewed:
         """Note in this unit of work that a login was proven again, by whom it belongs to; its older access tokens end.
@@ -217,8 +219,8 @@ class Sessions:
         return at is not None and self._clock.now() - at <= timedelta(seconds=max_age_seconds)
 
     async def list(self, session: AsyncSession, user_id: UUID, *, limit: int = MAX_LISTED) -> list[Session]:
-        """The logins of a user that are alive, the one that was seen last first."""
-        alive = select(Session).where(self._alive(), Session.user_id == user_id)
+        """The logins of a user that can be used, the one that was seen last first."""
+        alive = select(Session).where(self._alive(), self._refresh_tokens.is_alive(), Session.user_id == user_id)
         return list(await session.scalars(alive.order_by(Session.last_seen_at.desc(), Session.id.desc()).limit(limit)))
 
     async def revoke(
@@ -248,11 +250,13 @@ class Sessions:
         return await self._end(session, wanted, f"user:{user_id}", reason, user_id)
 
     async def purge(self, session: AsyncSession, *, older_than_seconds: float, limit: int = 1000) -> int:
-        """Delete logins that ended longer ago than this, and their tokens; returns how many, up to the limit."""
+        """Delete logins that ended longer ago than this, after their tokens; returns how many rows, up to the limit."""
         before = self._clock.now() - timedelta(seconds=older_than_seconds)
-        old = select(Session.id).where(or_(Session.expires_at < before, Session.revoked_at < before)).limit(limit)
-        gone = delete(Session).where(Session.id.in_(old)).returning(Session.id)
-        return len((await session.scalars(gone, execution_options=SAYS_WHAT_CHANGED)).all())
+        is_old = or_(Session.expires_at < before, Session.revoked_at < before)
+        tokens = await self._refresh_tokens.purge(session, is_old, limit=limit)
+        bare = select(Session.id).where(is_old, ~self._refresh_tokens.exist()).limit(limit - tokens)
+        gone = delete(Session).where(Session.id.in_(bare)).returning(Session.id)
+        return tokens + len((await session.scalars(gone, execution_options=SAYS_WHAT_CHANGED)).all())
 
     def _alive(self) -> ColumnElement[bool]:
         return and_(Session.revoked_at.is_(None), Session.expires_at > self._clock.now())
@@ -265,74 +269,18 @@ class Sessions:
         reason: str,
         user_id: UUID | None,
     ) -> int:
-        ended = (
-            await session.execute(
-                update(Session)
-                .where(self._alive(), *wanted)
-                .values(revoked_at=self._clock.now(), revoke_reason=reason)
-                .returning(Session.id)
-                .execution_options(synchronize_session=False, **SAYS_WHAT_CHANGED)
-            )
-        ).all()
-        for row in ended:
-            self._live.forget(session, session_id=row.id)
-        if ended:
-            after = {"reason": reason, "sessions": len(ended)}
+        ending = update(Session).where(self._alive(), *wanted).returning(Session.id)
+        ending = ending.values(revoked_at=self._clock.now(), revoke_reason=reason)
+        options = {"synchronize_session": False, **SAYS_WHAT_CHANGED}
+        session_ids = [row.id for row in await session.execute(ending, execution_options=options)]
+        for session_id in session_ids:
+            self._live.forget(session, session_id=session_id)
+        if session_ids:
+            after = {"reason": reason, "sessions": len(session_ids)}
             await self._trail.record(session, "session.revoked", target=target, after=after)
         for callback in self._on_end:
-            await callback(session, Ended([row.id for row in ended], user_id, reason))
-        return len(ended)
-
-    async def _rotate(self, session: AsyncSession, refresh_token: str) -> TokenPair | InvalidTokenError:
-        now = self._clock.now()
-        found = (
-            await session.execute(
-                select(RefreshToken, Session)
-                .join(Session, Session.id == RefreshToken.session_id)
-                .join(self._user, self._user.id == Session.user_id)
-                .where(
-                    RefreshToken.token_hash == _hashed(refresh_token),
-                    Session.revoked_at.is_(None),
-                    self._user.is_active,
-                )
-            )
-        ).one_or_none()
-        if found is None:
-            return _ended()
-        token, login = found
-        if min(token.expires_at, login.expires_at) <= now:
-            return TokenExpiredError()
-        claimed = await session.execute(
-            update(RefreshToken)
-            .where(RefreshToken.id == token.id, RefreshToken.used_at.is_(None))
-            .values(used_at=now)
-            .execution_options(synchronize_session=False)
-        )
-        if _changed(claimed):
-            successor_id = new_id()
-            successor = _derived(self._successor_keys[0], refresh_token, successor_id)
-            session.add(_row(successor_id, successor, login, now, self._idle, parent=token))
-            login.last_seen_at = now
-            return self._pair(login, successor)
-        await session.refresh(token)
-        return await self._replayed(session, token, login, refresh_token)
-
-    async def _replayed(
-        self, session: AsyncSession, token: RefreshToken, login: Session, refresh_token: str
-    ) -> TokenPair | InvalidTokenError:
-        child = (await session.execute(select(RefreshToken).where(RefreshToken.parent_id == token.id))).scalar_one()
-        in_grace = token.used_at is not None and self._clock.now() - token.used_at < self._grace
-        if not in_grace or child.used_at is not None:
-            await self.revoke(session, login.id, reason="refresh_token_reused")
-            _log.warning(
-                "auth.refresh_token_reused", extra={"session_id": str(login.id), "user_id": str(login.user_id)}
-            )
-            return _ended()
-        for key in self._successor_keys:
-            successor = _derived(key, refresh_token, child.id)
-            if hmac.compare_digest(_hashed(successor), child.token_hash):
-                return self._pair(login, successor)
-        return _ended()  # its key left the ring within the grace time
+            await callback(session, Ended(session_ids, user_id, reason))
+        return len(session_ids)
 
     def _pair(self, login: Session, refresh_token: str) -> TokenPair:
         access_token, expires_in = self._access_token(login)
@@ -343,7 +291,7 @@ class Sessions:
         return self._tokens.issue(
             user_id=login.user_id,
             session_id=login.id,
-            session_ends_at=login.expires_at,
+            session_ends_at=min(login.expires_at, login.last_seen_at + self._idle),
             authenticated_at=login.authenticated_at,
             methods=login.methods.split(),
         )
@@ -352,39 +300,5 @@ class Sessions:
         wanted = select(Session).where(self._alive(), Session.id == session_id).with_for_update()
         login = (await session.scalars(wanted.execution_options(populate_existing=True))).one_or_none()
         if login is None:
-            raise _ended()
+            raise ended()
         return login
-
-
-def _row(
-    token_id: UUID,
-    refresh_token: str,
-    login: Session,
-    now: datetime,
-    idle: timedelta,
-    parent: RefreshToken | None = None,
-) -> RefreshToken:
-    return RefreshToken(
-        id=token_id,
-        session_id=login.id,
-        token_hash=_hashed(refresh_token),
-        parent_id=parent.id if parent else None,
-        created_at=now,
-        expires_at=min(login.expires_at, now + idle),
-    )
-
-
-def _hashed(refresh_token: str) -> str:
-    return sha256(refresh_token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _derived(key: bytes, predecessor: str, token_id: UUID) -> str:
-    return urlsafe_b64encode(hmac.digest(key, predecessor.encode() + token_id.bytes, "sha256")).rstrip(b"=").decode()
-
-
-def _changed(result: Any) -> bool:
-    return cast("CursorResult[Any]", result).rowcount == 1
-
-
-def _ended() -> InvalidTokenError:
-    return InvalidTokenError("The session has ended: log in again.")
