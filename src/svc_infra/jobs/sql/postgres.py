@@ -18,15 +18,13 @@ from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
-from svc_infra.jobs.sql.postgres_steps import CHANNEL, CLAIMS, ENDS, PostgresSteps
+from svc_infra.jobs.sql.postgres_steps import CHANNEL, CLAIMS, ENDS, LANES_LIMIT, PostgresSteps
 from svc_infra.obs import metrics
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-LANES_LIMIT = 1000
-"""How many lanes one process serves in turn; more take their turns after those."""
 LOOK_SECONDS = 1.0
 """How often a process looks for lanes that it has not been told of, while it has others."""
 SLOW_LOOK_SECONDS = 0.05
@@ -74,7 +72,6 @@ class PostgresJobs:
         self._lanes: dict[Lane, Place] = {}  # where jobs may wait, and the place before which none does
         self._told: dict[Lane, Place] = {}  # of the jobs that came since the last claim began
         self._configured: dict[str, QueueInfo] = {}
-        self._cursor = ""  # the last tenant of a look that found too many lanes
         self._look_at = self._look_not_before = self._configured_until = 0.0  # in the event loop's time
         self._limited = False  # as the last claim found it
         self._offset = timedelta(0)  # the server's clock less this machine's
@@ -318,11 +315,7 @@ class PostgresJobs:
     async def _waiting_lanes(self) -> dict[Lane, Place]:
         started = self._loop_time()
         self._look_at = started + LOOK_SECONDS
-        rows = await self._steps.lanes(self._queues, self._cursor, LANES_LIMIT)
-        if self._cursor and not rows:
-            self._cursor = ""
-            rows = await self._steps.lanes(self._queues, "", LANES_LIMIT)
-        self._cursor = rows[-1]["tenant"] if len(rows) == LANES_LIMIT else ""
+        rows = await self._steps.lanes(self._queues)
         if started >= self._configured_until:
             self._configured = await self._steps.configured(self._queues)
             self._configured_until = started + LOOK_SECONDS

@@ -6,8 +6,10 @@ import asyncio
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -95,7 +97,7 @@ class SqliteJobs:
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
         self._turns = Turns()
-        self._cursor = ""  # the last tenant of a claim that found too many lanes
+        self._cursors: dict[str, Lane] = {}  # by queue, the last lane of a claim that found too many
         self._limited: set[str] = set()  # queues with limits, as the last claim found them
         self._due: datetime | None = None  # when the next job of this process becomes due
         self._waiting: deque[tuple[bool, Step[Any], asyncio.Future[Any]]] = deque()
@@ -196,14 +198,13 @@ class SqliteJobs:
         lanes = self._lanes(
             database, [name for name in queues if name not in configured or not configured[name].paused]
         )
-        heads = [
-            Head(row[0], row[1], lane, row[2], row[3], row[4] or 60.0)
-            for lane in lanes
-            for row in database.execute(_HEADS, (*lane, limit))
-        ]
+        cursors = [database.execute(_HEADS, (*lane, limit)) for lane in lanes]  # read only as far as is needed
+        heads = [map(partial(_head, lane), cursor) for lane, cursor in zip(lanes, cursors, strict=True)]
         gate = _gate(database, now, lanes, configured)
         due = dict(gate.due)
         chosen = self._turns.choose(heads, limit, gate, weights_of(queues, configured))
+        for cursor in cursors:
+            cursor.close()
         spent = [(key, at) for key, at in gate.due.items() if due.get(key) != at]
         database.executemany("INSERT OR REPLACE INTO svc_job_limits (key, due) VALUES (?, ?)", spent)
         facts = _text(now), worker_id, _text(now + timedelta(seconds=lease_seconds))
@@ -222,21 +223,15 @@ class SqliteJobs:
         database.execute(_DUE, (queue, _text(now), SWEEP_LIMIT_JOBS))
 
     def _lanes(self, database: sqlite3.Connection, queues: Sequence[str]) -> list[Lane]:
-        """A loose index scan: from one lane straight to the next, however many jobs wait in each."""
+        """Where jobs wait; when there are too many, others each time, and some of every queue."""
         lanes: list[Lane] = []
-        after, self._cursor = self._cursor, ""
-        for queue in queues:
-            row = database.execute(_LANE_OF_NEXT_TENANT if after else _FIRST_LANE, (queue, after)).fetchone()
-            while row is not None:
-                lanes.append(Lane(*row))
-                if len(lanes) >= LANES_LIMIT:
-                    self._cursor = lanes[-1].tenant
-                    return lanes
-                row = (
-                    database.execute(_NEXT_LANE_OF_TENANT, row).fetchone()
-                    or database.execute(_LANE_OF_NEXT_TENANT, row[:2]).fetchone()
-                )
-        return lanes if lanes or not after else self._lanes(database, queues)
+        for number, queue in enumerate(queues):
+            most = (LANES_LIMIT - len(lanes)) // (len(queues) - number)
+            found = list(islice(_lanes_of(database, queue, self._cursors.pop(queue, None)), most))
+            if found and len(found) == most:
+                self._cursors[queue] = found[-1]
+            lanes += found
+        return lanes
 
     async def _write(self, step: Step[T], *, first: bool = False) -> T:
         """Run a step with others that wait, in one transaction; it fails alone."""
@@ -268,6 +263,30 @@ class SqliteJobs:
                     result.set_exception(outcome)
                 else:
                     result.set_result(outcome)
+
+
+def _head(lane: Lane, row: tuple[Any, ...]) -> Head:
+    return Head(row[0], row[1], lane, row[2], row[3], row[4] or 60.0)
+
+
+def _lanes_of(database: sqlite3.Connection, queue: str, after: Lane | None) -> Iterator[Lane]:
+    """Once round, beginning after this one: straight from lane to lane, however many jobs wait in each."""
+    lane = after
+    while lane is not None and (lane := _lane_after(database, lane)) is not None:
+        yield lane
+    row = database.execute(_FIRST_LANE, (queue, "")).fetchone()
+    lane = None if row is None else Lane(*row)
+    while lane is not None and (after is None or lane <= after):
+        yield lane
+        lane = _lane_after(database, lane)
+
+
+def _lane_after(database: sqlite3.Connection, lane: Lane) -> Lane | None:
+    row = (
+        database.execute(_NEXT_LANE_OF_TENANT, lane).fetchone()
+        or database.execute(_LANE_OF_NEXT_TENANT, lane[:2]).fetchone()
+    )
+    return None if row is None else Lane(*row)
 
 
 def _all_of(waiting: deque[tuple[bool, Step[Any], asyncio.Future[Any]]]) -> list[Any]:

@@ -5,8 +5,10 @@
 --
 -- Tenants take turns by stride scheduling (Waldspurger and Weihl 1995): the one with the smallest pass is next, and a
 -- start moves its pass by 1 / weight. Of one tenant the smallest rank of all lanes is next. A lane that a limit holds
--- back is left for this call.
+-- back is left for this call. When those whose turn is next leave a claim room, it goes on to others.
 local LANES_LOOKED = 1000  -- of each tenant in each queue; when there are more, others each time
+local TENANTS_BEYOND, LANES_BEYOND = 1000, 10  -- likewise, of those whose turn is not next
+local REVOCABLE_SECONDS = 60  -- how long a claim that may be forbidden is remembered, for `abandon`
 local worker, limit, lease, token, sweep = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 11
 local lost = {}
@@ -63,6 +65,7 @@ local function sweep_delayed(queue)
   end
 end
 
+although_full()
 local queues, settings = {}, {}
 for place = first_queue, #ARGV do queues[#queues + 1] = ARGV[place] end
 sweep_ended_leases()
@@ -70,34 +73,49 @@ for _, queue in ipairs(queues) do sweep_delayed(queue) end
 flush()
 
 -- What waits: by tenant its pass and its lanes.
-local weights, flows, turns, width = {}, {}, {}, 0
+local weights, flows, turns, width, met, beyond = {}, {}, {}, 0, {}, {}
 local paused = redis.call('SMISMEMBER', prefix .. ':paused', unpack(queues))
 local configured = redis.call('HMGET', prefix .. ':configured', unpack(queues))
+
+local function meet(queue, tenants, lanes_looked)
+  for at = 1, #tenants, 2 do
+    local tenant, pass = tenants[at], tonumber(tenants[at + 1])
+    if not met[queue][tenant] then
+      met[queue][tenant] = true
+      local flow = flows[tenant]
+      if not flow then
+        flow = { tenant = tenant, pass = pass, lanes = {}, queues = {}, started = 0 }
+        flows[tenant] = flow
+      end
+      if not flow.waits then
+        flow.waits = true
+        turns[#turns + 1] = flow
+      end
+      flow.pass = math.max(flow.pass, pass)
+      flow.queues[#flow.queues + 1] = queue
+      local sublanes = redis.call('SRANDMEMBER', key_of('lanes', queue .. ' ' .. tenant), lanes_looked)
+      sublanes[#sublanes + 1] = PLAIN
+      for _, sublane in ipairs(sublanes) do
+        flow.lanes[#flow.lanes + 1] = { queue = queue, sublane = sublane, key = lane_key(queue, sublane, tenant),
+          limit = string.match(sublane, ' (.*)$'), heads = {}, at = 1, read = 0 }
+        width = width + 1
+      end
+    end
+  end
+end
+
 for place = #queues, 1, -1 do
   local queue = queues[place]
+  met[queue] = {}
   if configured[place] then
     settings[queue] = cjson.decode(configured[place])
     for tenant, weight in pairs(settings[queue].weights or {}) do weights[tenant] = weight end
   end
-  local tenants = paused[place] == 1 and {} or
-    redis.call('ZRANGE', key_of('tenants', queue), 0, math.max(limit, 2) - 1, 'WITHSCORES')
-  for at = 1, #tenants, 2 do
-    local tenant, pass = tenants[at], tonumber(tenants[at + 1])
-    local flow = flows[tenant]
-    if not flow then
-      flow = { tenant = tenant, pass = pass, lanes = {}, queues = {}, started = 0 }
-      flows[tenant] = flow
-      turns[#turns + 1] = flow
-    end
-    flow.pass = math.max(flow.pass, pass)
-    flow.queues[#flow.queues + 1] = queue
-    local sublanes = redis.call('SRANDMEMBER', key_of('lanes', queue .. ' ' .. tenant), LANES_LOOKED)
-    sublanes[#sublanes + 1] = PLAIN
-    for _, sublane in ipairs(sublanes) do
-      flow.lanes[#flow.lanes + 1] = { queue = queue, sublane = sublane, key = lane_key(queue, sublane, tenant),
-        limit = string.match(sublane, ' (.*)$'), heads = {}, at = 1, read = 0 }
-      width = width + 1
-    end
+  if paused[place] == 0 then
+    local most = math.max(limit, 2)
+    local tenants = redis.call('ZRANGE', key_of('tenants', queue), 0, most - 1, 'WITHSCORES')
+    meet(queue, tenants, LANES_LOOKED)
+    if #tenants == 2 * most then beyond[#beyond + 1] = queue end
   end
 end
 local page = width < 3 and limit or math.min(limit, 16)
@@ -178,43 +196,62 @@ local function sink()
   turns[at] = flow
 end
 
-local waiting = #turns
-table.sort(turns, before)
+local waiting = 0
 local claimed, expires, claims = {}, whole(now + lease), 0
-while #turns > 0 and claims < limit do
-  local flow = turns[1]
-  local lane, id = next_lane(flow)
-  if not lane then
-    turns[1] = turns[#turns]
-    turns[#turns] = nil
-    if #turns > 0 then sink() end
-  elseif not opens(lane, id) then
-    lane.closed = true
-  else
-    lane.at = lane.at + 2
-    claims = claims + 1
-    flow.started = flow.started + 1
-    flow.pass = flow.pass + 1 / (weights[flow.tenant] or 1)
-    sink()
-    remove(lane.key, id)
-    remove(prefix .. ':ready', id)
-    local job = redis.call('HGETALL', job_key(id))
-    local created, attempts
-    for at = 1, #job, 2 do
-      if job[at] == 'created_at' then created = job[at + 1] elseif job[at] == 'attempts' then attempts = job[at + 1] end
-    end
-    if not created then
-      lost[#lost + 1] = id
+
+local function start_in_turn()
+  waiting = waiting + #turns
+  table.sort(turns, before)
+  while #turns > 0 and claims < limit do
+    local flow = turns[1]
+    local lane, id = next_lane(flow)
+    if not lane then
+      flow.waits = false
+      turns[1] = turns[#turns]
+      turns[#turns] = nil
+      if #turns > 0 then sink() end
+    elseif not opens(lane, id) then
+      lane.closed = true
     else
-      add(prefix .. ':running', created, id)
-      add(prefix .. ':processing', expires, id .. ' ' .. lane.queue .. ' ' .. lane.limit)
-      count('queue ' .. lane.queue, 1)
-      if lane.limit ~= '' then count(lane.limit, 1) end
-      redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
-        token .. '-' .. claims, 'worker_id', worker, 'started_at', now_text, 'lease_expires_at', expires)
-      claimed[#claimed + 1] = { id, tostring(claims), job }
+      lane.at = lane.at + 2
+      claims = claims + 1
+      flow.started = flow.started + 1
+      flow.pass = flow.pass + 1 / (weights[flow.tenant] or 1)
+      sink()
+      remove(lane.key, id)
+      remove(prefix .. ':ready', id)
+      local job = redis.call('HGETALL', job_key(id))
+      local created, attempts
+      for at = 1, #job, 2 do
+        if job[at] == 'created_at' then created = job[at + 1] elseif job[at] == 'attempts' then attempts = job[at + 1] end
+      end
+      if not created then
+        lost[#lost + 1] = id
+      else
+        add(prefix .. ':running', created, id)
+        add(prefix .. ':processing', expires, id .. ' ' .. lane.queue .. ' ' .. lane.limit)
+        count('queue ' .. lane.queue, 1)
+        if lane.limit ~= '' then count(lane.limit, 1) end
+        redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
+          token .. '-' .. claims, 'worker_id', worker, 'started_at', now_text, 'lease_expires_at', expires)
+        claimed[#claimed + 1] = { id, tostring(claims), job }
+      end
     end
   end
+end
+
+start_in_turn()
+if claims < limit and #beyond > 0 then
+  for _, queue in ipairs(beyond) do
+    meet(queue, redis.call('ZRANDMEMBER', key_of('tenants', queue), TENANTS_BEYOND, 'WITHSCORES'), LANES_BEYOND)
+  end
+  start_in_turn()
+end
+if ARGV[10] ~= '' and #claimed > 0 then
+  local ids = {}
+  for place, one in ipairs(claimed) do ids[place] = one[1] end
+  redis.call('RPUSH', key_of('claim', token), unpack(ids))
+  redis.call('EXPIRE', key_of('claim', token), REVOCABLE_SECONDS)
 end
 flush()
 
