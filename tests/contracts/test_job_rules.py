@@ -98,6 +98,12 @@ async def test_unique_jobs_of_one_batch_are_one_job(queue: AnyQueue) -> None:
     assert sorted(job.name for job in await claim(queue, limit=9)) == ["a", "b"]
 
 
+async def test_of_a_batch_the_first_job_takes_the_key_whatever_the_others_ask_for(queue: AnyQueue) -> None:
+    windowed, plain = Unique("key", window_seconds=60), Unique("key")
+    requests = [JobRequest(name="a", job_id=str(n), unique=unique) for n, unique in enumerate([windowed, plain, plain])]
+    assert await queue.enqueue_many(requests) == ["0", "0", "0"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -14,6 +14,8 @@ from svc_infra.jobs.queue import QueueInfo
 
 TURNS_LIMIT_TENANTS = 10_000
 """How many waiting tenants one process remembers the turns of; beyond, they begin anew."""
+SEARCH_LIMIT_CLAIMS = 20
+"""How many claims in a row that get nothing follow each other at once."""
 
 
 def rank_of(available_at: datetime, priority: int) -> int:
@@ -162,6 +164,18 @@ class Turns:
             chosen.append(head)
             heapq.heapreplace(turns, (at + 1.0 / weights.get(tenant, 1.0), tenant))
         return chosen, list(waiting)
+
+
+class Search:
+    """Whether a claim that saw only some of the lanes and got too little is to be followed by another at once."""
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+
+    def goes_on(self, started: int, limit: int, *, more: bool) -> bool:
+        """What a claim has started of how many, and whether there are more lanes; a long search takes rests."""
+        self._in_vain = 0 if started else self._in_vain + 1
+        return more and started < limit and (started > 0 or self._in_vain % SEARCH_LIMIT_CLAIMS > 0)
 
 
 def _first_open(lanes: list[tuple[Head, Iterator[Head]]], gate: Gate) -> Head | None:

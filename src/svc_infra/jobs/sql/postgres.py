@@ -14,7 +14,7 @@ from sqlalchemy import event
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS
-from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
+from svc_infra.jobs.backends.turns import Lane, Search, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
@@ -67,6 +67,7 @@ class PostgresJobs:
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
         self._turns = Turns()
+        self._search = Search()
         self._claiming = asyncio.Lock()
         self._queues: list[str] = ["default"]  # what this process last reserved from
         self._lanes: dict[Lane, Place] = {}  # where jobs may wait, and the place before which none does
@@ -174,6 +175,8 @@ class PostgresJobs:
                     break
                 looked = self._is_apart
                 jobs = await self._start(worker_id, limit, lease)
+            if self._search.goes_on(len(jobs), limit, more=self._limited and self._steps.more_lanes):
+                self._wakeup.notify()
             return jobs
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:

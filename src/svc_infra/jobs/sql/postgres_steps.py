@@ -212,6 +212,11 @@ class PostgresSteps:
         self.connections = PostgresConnections(db)
         self._cursors: dict[str, tuple[str, str]] = {}  # by queue, where `lanes` goes on
 
+    @property
+    def more_lanes(self) -> bool:
+        """Whether the last look found more than it could tell."""
+        return bool(self._cursors)
+
     async def insert(self, jobs: Sequence[NewJob], now: datetime | None, session: AsyncSession | None) -> list[Any]:
         """Store jobs whose ids and unique keys are free; what was stored, as lanes."""
         if _are_alike(jobs):

@@ -204,13 +204,13 @@ class SqlJobQueue(CheckedQueue):
         self, jobs: Sequence[NewJob], session: AsyncSession | None, kept: dict[str, str]
     ) -> builtins.list[NewJob]:
         """Store those together whose key nothing but its being held decides about; the others."""
+        others = {_key(job) for job in jobs if job.unique != Unique(_key(job))}
+        simple = [job for job in jobs if _key(job) not in others]
         firsts: dict[str, NewJob] = {}
-        for job in (simple := [job for job in jobs if _is_simple(job)]):
+        for job in simple:
             firsts.setdefault(_key(job), job)
-        if not firsts:
-            return [*jobs]
-        stored = await self._insert([*firsts.values()], session)
-        left = [job for job in jobs if not _is_simple(job)]
+        stored = await self._insert([*firsts.values()], session) if firsts else 0
+        left = [job for job in jobs if _key(job) in others]
         if stored == len(simple):
             return left
         for first in range(0, len(simple), HOLDERS_AT_ONCE):
@@ -355,10 +355,6 @@ class SqlJobQueue(CheckedQueue):
     async def _read(self, statement: sa.Executable) -> Sequence[Any]:
         async with self._db.session(read_only=True) as session:
             return (await session.execute(statement, self._sql.parameters({}, self._jobs.now))).all()
-
-
-def _is_simple(job: NewJob) -> bool:
-    return job.unique is not None and job.unique == Unique(job.unique.key)
 
 
 def _key(job: NewJob) -> str:

@@ -8,7 +8,6 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.errors import translated
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS, lease_ended
-from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, micros, queue_key, rank_of, weights_of
+from svc_infra.jobs.backends.turns import Gate, Head, Lane, Search, Turns, micros, queue_key, rank_of, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import FORMAT_VERSION, Job, JobState, NewJob
 from svc_infra.jobs.queue import Beat, QueueInfo
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 LANES_LIMIT = 1000
 """How many lanes one claim looks at; more take their turns after those."""
+FEW_LANES = 10
+"""Of more lanes a claim reads one job each at first."""
 GROUP_LIMIT_STEPS = 1000
 """How many steps one transaction holds."""
 
@@ -97,6 +98,7 @@ class SqliteJobs:
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
         self._turns = Turns()
+        self._search = Search()
         self._cursors: dict[str, Lane] = {}  # by queue, the last lane of a claim that found too many
         self._limited: set[str] = set()  # queues with limits, as the last claim found them
         self._due: datetime | None = None  # when the next job of this process becomes due
@@ -161,6 +163,8 @@ class SqliteJobs:
     async def claim(self, worker_id: str, queues: list[str], limit: int, lease_seconds: float) -> list[Job]:
         """See `JobQueue.reserve`."""
         started = await self._write(lambda database: self._claim(database, worker_id, queues, limit, lease_seconds))
+        if self._search.goes_on(len(started), limit, more=bool(self._cursors)):
+            self._wakeup.notify()
         return [job_of(_with_times(row)) for row in started]
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
@@ -198,13 +202,11 @@ class SqliteJobs:
         lanes = self._lanes(
             database, [name for name in queues if name not in configured or not configured[name].paused]
         )
-        cursors = [database.execute(_HEADS, (*lane, limit)) for lane in lanes]  # read only as far as is needed
-        heads = [map(partial(_head, lane), cursor) for lane, cursor in zip(lanes, cursors, strict=True)]
+        pages = (limit,) if len(lanes) <= FEW_LANES else (1, limit)
+        heads = [_heads(database, lane, pages) for lane in lanes]
         gate = _gate(database, now, lanes, configured)
         due = dict(gate.due)
         chosen = self._turns.choose(heads, limit, gate, weights_of(queues, configured))
-        for cursor in cursors:
-            cursor.close()
         spent = [(key, at) for key, at in gate.due.items() if due.get(key) != at]
         database.executemany("INSERT OR REPLACE INTO svc_job_limits (key, due) VALUES (?, ?)", spent)
         facts = _text(now), worker_id, _text(now + timedelta(seconds=lease_seconds))
@@ -265,8 +267,13 @@ class SqliteJobs:
                     result.set_result(outcome)
 
 
-def _head(lane: Lane, row: tuple[Any, ...]) -> Head:
-    return Head(row[0], row[1], lane, row[2], row[3], row[4] or 60.0)
+def _heads(database: sqlite3.Connection, lane: Lane, pages: Sequence[int]) -> Iterator[Head]:
+    """The first jobs of a lane: so many, and more when those are not enough."""
+    taken = 0
+    for most in pages:
+        for row in database.execute(_HEADS, (*lane, most)).fetchall()[taken:]:
+            yield Head(row[0], row[1], lane, row[2], row[3], row[4] or 60.0)
+        taken = most
 
 
 def _lanes_of(database: sqlite3.Connection, queue: str, after: Lane | None) -> Iterator[Lane]:
