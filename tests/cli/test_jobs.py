@@ -259,11 +259,13 @@ async def test_run_works_on_its_queues_until_a_signal_drains_it(
     async with queued(environment) as queue:
         ids = [await queue.enqueue("effect", {"number": "none"}, queue=name, max_attempts=1) for name in ("a", "b")]
         other = await queue.enqueue("effect", {"number": "none"}, queue="other")
-        frozen = await queue.enqueue("frozen", queue="a")
+        facts = await queue.enqueue("facts", queue="a")
         process = started("--queues", "a, b", "--concurrency", "2", "--no-scheduler")
         for job_id in ids:
             assert (await until_state(queue, job_id, seconds=30)).state is JobState.DEAD
-        assert (await until_state(queue, frozen)).result > 10_000
+        about = (await until_state(queue, facts)).result
+        assert about["frozen"] > 10_000
+        assert about["loop"] == "uvloop"
         assert (await until_state(queue, other, JobState.READY)).attempts == 0
         process.send_signal(number)
         assert await asyncio.to_thread(process.wait, 20) == 0

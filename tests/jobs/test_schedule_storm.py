@@ -48,7 +48,7 @@ class Mortal:
         self._points = points
         self._seen = seen
         self.look, self.insert, self.delete = store.look, store.insert, store.delete
-        self.ticks, self.purge = store.ticks, store.purge
+        self.ticks, self.purge, self.is_under_way = store.ticks, store.purge, store.is_under_way
 
     async def write(
         self, before: Record, after: Record, ticks: Sequence[Tick] = (), store_job: StoreJob | None = None

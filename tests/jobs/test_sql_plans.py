@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
-from svc_infra.jobs.job import JobRequest, Limit
+from svc_infra.jobs.job import JobRequest, JobState, Limit
 from svc_infra.jobs.queue import Completion
 from svc_infra.jobs.sql.connections import BY_INDEX, PostgresConnections
 from svc_infra.jobs.sql.postgres import PostgresJobs
@@ -119,6 +120,37 @@ async def test_postgres_never_reads_the_whole_table_to_work(
         await queue.purge(older_than_seconds=3600)
     assert await whole_reads() == before
     await db.dispose()
+
+
+async def test_questions_about_few_jobs_read_none_that_has_succeeded(db: AsyncDatabase) -> None:
+    await execute(
+        db,
+        """
+        WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)
+        INSERT INTO svc_jobs (id, name, queue, state, priority, max_attempts, backoff_seconds, payload, context,
+                              created_at, available_at)
+        SELECT 'job-' || n, 'a', 'q', CASE n % 1000 WHEN 0 THEN 'ready' WHEN 1 THEN 'scheduled' WHEN 2 THEN 'dead'
+                    WHEN 3 THEN 'running' ELSE 'succeeded' END,
+               0, 5, 5, '{}', '{}', '2026-01-01 00:00:00.000000', '2126-01-01 00:00:00.000000' FROM numbers
+        """,
+    )
+    await execute(db, "ANALYZE svc_jobs")
+    asked: list[tuple[str, Any]] = []
+    queue = SqlJobQueue(db)
+    for engine in db.engines.values():
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *facts: asked.append(facts[2:4]))
+    assert [(info.ready, info.running) for info in await queue.queues()] == [(40, 20)]
+    for state in (JobState.DEAD, JobState.RUNNING):
+        assert len(await queue.list(state=state, fingerprint="", limit=5, before="job-20000")) == 5
+    assert await queue.retry_many(fingerprint="", limit=5) == 5
+    explain = "EXPLAIN" if db.dialect == "postgresql" else "EXPLAIN QUERY PLAN"
+    asked = [one for one in asked if "svc_jobs" in one[0] and one[0].startswith(("SELECT", "WITH"))]
+    assert len(asked) == 4
+    async with db.session() as session:
+        for statement, values in asked[:]:
+            plan = await (await session.connection()).exec_driver_sql(f"{explain} {statement}", values)
+            told = "\n".join(str(row[-1]) for row in plan)
+            assert not re.search(r"SCAN svc_jobs$|Seq Scan|ix_svc_jobs_created_at", told, re.MULTILINE), told
 
 
 async def test_postgres_goes_on_by_index_when_a_table_that_was_small_grows(postgres_db: AsyncDatabase) -> None:

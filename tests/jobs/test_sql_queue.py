@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, CursorResult, text
+from sqlalchemy import Connection, CursorResult, event, text
 
 from svc_infra.db import AsyncDatabase, Outbox
 from svc_infra.db.columns import Base
 from svc_infra.errors import ConfigurationError, StaleAttemptError, SvcInfraError, UnavailableError, ValidationError
 from svc_infra.jobs.job import UNREADABLE, Job, JobRequest, JobState, Limit
+from svc_infra.jobs.sql import postgres, postgres_steps, sqlite
 from svc_infra.jobs.sql.queue import SqlJobQueue
 from svc_infra.obs.context import restored
 from svc_infra.testing import FakeClock
@@ -297,6 +298,78 @@ async def test_a_job_below_what_is_known_is_found_by_the_next_look(postgres_db: 
         while "urgent" not in [job.name for job in await queue.reserve(worker_id="w", limit=1)]:
             await queue.enqueue("a")
             await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (sqlite, postgres, postgres_steps):
+        monkeypatch.setattr(place, "LANES_LIMIT", 4)
+    monkeypatch.setattr(postgres_steps, "MANY_LANES", 2)
+
+
+@pytest.mark.usefixtures("few_lanes")
+async def test_full_limits_hide_no_job_however_many_they_are(db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(db, clock=FakeClock())
+    limits = [Limit(f"key-{number}", concurrency=1) for number in range(9)]
+    await queue.enqueue_many([JobRequest(name="a", limit=limit) for limit in limits * 2])
+    running = [job for _ in range(9) for job in await queue.reserve(worker_id="w", limit=20)]
+    assert sorted(job.limit_key or "" for job in running) == [limit.key for limit in limits]
+    await queue.wait(0.01)
+    await queue.enqueue("free", limit=Limit("key-9", concurrency=1))
+    async with asyncio.timeout(10):
+        while not (found := await queue.reserve(worker_id="w", limit=20)):
+            await queue.wait(30)  # not that long, as it has not seen all
+    assert [job.name for job in found] == ["free"]
+
+
+@pytest.mark.usefixtures("few_lanes")
+async def test_a_queue_with_many_tenants_starves_no_other_queue(db: AsyncDatabase) -> None:
+    queue, served = SqlJobQueue(db, clock=FakeClock()), ["default", "other"]
+    for number in range(9):
+        with restored({"tenant_id": f"tenant-{number}"}):
+            await queue.enqueue_many([JobRequest(name="a", limit=Limit("all", concurrency=99)) for _ in range(9)])
+    await queue.enqueue("quiet", queue="other")
+    started = [job for _ in range(9) for job in await queue.reserve(worker_id="w", queues=served, limit=4)]
+    assert "quiet" in [job.name for job in started]
+    assert len({job.tenant for job in started}) == 10
+
+
+async def test_many_unique_jobs_are_few_statements(db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(db)
+    held = await queue.enqueue("a", unique_key="key-7")
+    requests = [JobRequest(name="a", unique_key=f"key-{number % 400}") for number in range(500)]
+    statements = 0
+
+    def count(*_: object) -> None:
+        nonlocal statements
+        statements += 1
+
+    event.listen(db.engine.sync_engine, "before_cursor_execute", count)
+    ids = await queue.enqueue_many(requests)
+    assert statements < 10
+    assert ids[7] == held
+    assert ids[400:] == ids[:100]
+    assert len(set(ids)) == len(await queue.list(limit=1000)) == 400
+    statements = 0
+    assert await queue.enqueue_many(requests) == ids
+    assert statements < 10
+
+
+async def test_many_dead_jobs_are_put_back_in_few_statements(db: AsyncDatabase) -> None:
+    queue = SqlJobQueue(db)
+    await queue.enqueue_many([JobRequest(name="a", max_attempts=1) for _ in range(100)])
+    for job in await queue.reserve(worker_id="w", limit=100):
+        await queue.fail(job, error="broken")
+    statements = 0
+
+    def count(*_: object) -> None:
+        nonlocal statements
+        statements += 1
+
+    event.listen(db.engine.sync_engine, "before_cursor_execute", count)
+    assert await queue.retry_many(limit=99, per_second=10) == 99
+    assert statements < 10
+    assert len(await queue.list(state=JobState.DEAD)) == 1
 
 
 async def test_what_the_driver_raises_is_translated(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from svc_infra.config import Settings
 from svc_infra.errors import ConfigurationError, UnavailableError, ValidationError
 from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobQueue, JobState, Limit, Worker, task
 from svc_infra.jobs.task import Task
+from svc_infra.jobs.workers import worker
 from svc_infra.obs import context
 from svc_infra.obs.metrics import Metrics
 from svc_infra.testing import FakeClock
@@ -355,3 +356,33 @@ async def test_a_handler_is_given_what_the_app_provides(queue: InMemoryJobQueue,
         for job_id in ids:
             assert (await until_state(queue, job_id)).state is JobState.SUCCEEDED
     assert seen == ["x", mailer, __name__, mailer]
+
+
+async def test_of_jobs_that_were_there_when_workers_died_twice_one_runs_at_a_time(
+    queue: InMemoryJobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SUSPECT_PAUSE_SECONDS", 0.01)
+    running = most = 0
+    beside = asyncio.Event()
+
+    @task(name="suspect")
+    async def suspect() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await beside.wait()
+        running -= 1
+
+    @task(name="new")
+    async def new() -> None:
+        beside.set()
+
+    ids = [await suspect.options(on=queue).enqueue() for _ in range(3)]
+    for _ in range(2):
+        assert len(await queue.reserve(worker_id="dead", limit=3, lease_seconds=0.001)) == 3
+        await asyncio.sleep(0.002)
+    await new.options(on=queue).enqueue()
+    async with working(queue, suspect, new):
+        ended = [await until_state(queue, job_id) for job_id in ids]
+    assert [(job.state, job.attempts, job.crashes) for job in ended] == [(JobState.SUCCEEDED, 3, 2)] * 3
+    assert most == 1

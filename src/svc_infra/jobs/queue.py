@@ -208,10 +208,17 @@ class JobQueue(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """How many jobs are in each state, and how old the oldest due one is (0.0 when none waits)."""
+    """How full the queues are, together.
+
+    Attributes:
+        counts: How many jobs are kept in each state.
+        oldest_due_age_seconds: 0.0 when none waits.
+        forgotten: How many finished ones are kept no longer, where the queue counts those: in Redis, which keeps few.
+    """
 
     counts: Mapping[JobState, int]
     oldest_due_age_seconds: float
+    forgotten: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,17 @@ def run(
         raise typer.Exit(asyncio.run(Supervisor(commands, watch=Path.cwd() if watched else None).run()))
     plan = plan_of(wiring)
     plan.worker, plan.scheduler = False, scheduler  # the worker of this process is the one below
-    asyncio.run(_work(app, wiring, names, concurrency, parent))
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_work(app, wiring, names, concurrency, parent))
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """The loop that a server has as well: uvloop's, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _work(

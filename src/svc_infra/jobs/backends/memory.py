@@ -15,7 +15,7 @@ from svc_infra.db import after_commit
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS, CheckedQueue, lease_ended
 from svc_infra.jobs.backends.entry import Entry
-from svc_infra.jobs.backends.turns import Gate, Turns, micros, queue_key, weights_of
+from svc_infra.jobs.backends.turns import Gate, Turns, in_lanes, micros, queue_key, weights_of
 from svc_infra.jobs.backends.waiting import Waiting
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import (
@@ -195,7 +195,7 @@ class InMemoryJobQueue(CheckedQueue):
         for job in (self._entries[job_id].job for job_id in self._running):
             running.update((queue_key(job.queue), job.limit_key or ""))
         gate = Gate(micros(now), self._configured, running, self._due)
-        chosen = self._turns.choose(heads, limit, gate, weights_of(queues, self._configured))
+        chosen = self._turns.choose(in_lanes(heads), limit, gate, weights_of(queues, self._configured))
         self._due = {key: due for key, due in self._due.items() if due > gate.now}
         self._waiting.give_back(heads, chosen)
         return [self._entries[head.id] for head in chosen]

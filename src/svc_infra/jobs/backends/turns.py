@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from svc_infra.jobs.queue import QueueInfo
 
 TURNS_LIMIT_TENANTS = 10_000
 """How many waiting tenants one process remembers the turns of; beyond, they begin anew."""
+SEARCH_LIMIT_CLAIMS = 20
+"""How many claims in a row that get nothing follow each other at once."""
 
 
 def rank_of(available_at: datetime, priority: int) -> int:
@@ -128,31 +131,74 @@ class Turns:
                     passes[tenant] += count / weights.get(tenant, 1.0)
         self._passes = passes
 
-    def choose(self, heads: Sequence[Head], limit: int, gate: Gate, weights: Mapping[str, float]) -> list[Head]:
-        """The jobs to start: up to `limit`, of the heads of all lanes."""
-        waiting: dict[str, list[Head]] = {}
-        for head in heads:
-            waiting.setdefault(head.lane.tenant, []).append(head)
+    def choose(
+        self, lanes: Iterable[Iterable[Head]], limit: int, gate: Gate, weights: Mapping[str, float]
+    ) -> list[Head]:
+        """The jobs to start, and remember them: up to `limit`.
+
+        Args:
+            lanes: The jobs of each lane in their order; read only as far as is needed.
+        """
+        chosen, waiting = self.pick(lanes, limit, gate, weights)
+        self.took(waiting, Counter(head.lane.tenant for head in chosen), weights)
+        return chosen
+
+    def pick(
+        self, lanes: Iterable[Iterable[Head]], limit: int, gate: Gate, weights: Mapping[str, float]
+    ) -> tuple[list[Head], list[str]]:
+        """What `choose` would, and the tenants that waited; nothing is remembered."""
+        waiting: dict[str, list[tuple[Head, Iterator[Head]]]] = {}
+        for lane in map(iter, lanes):
+            if (head := next(lane, None)) is not None:
+                waiting.setdefault(head.lane.tenant, []).append((head, lane))
         for those in waiting.values():
-            those.sort(reverse=True)
-        tenants = list(waiting)
+            heapq.heapify(those)
         chosen: list[Head] = []
-        starts: dict[str, int] = {}
-        turns = [(self._passes.get(tenant, self._now), tenant) for tenant in tenants]
+        turns = [(self._passes.get(tenant, self._now), tenant) for tenant in waiting]
         heapq.heapify(turns)
         while turns and len(chosen) < limit:
             at, tenant = turns[0]
-            those = waiting[tenant]
-            while those and not gate.opens(those[-1]):
-                those.pop()
-            if not those:
+            if (head := _first_open(waiting[tenant], gate)) is None:
                 heapq.heappop(turns)
                 continue
-            chosen.append(those.pop())
-            starts[tenant] = starts.get(tenant, 0) + 1
+            chosen.append(head)
             heapq.heapreplace(turns, (at + 1.0 / weights.get(tenant, 1.0), tenant))
-        self.took(tenants, starts, weights)
-        return chosen
+        return chosen, list(waiting)
+
+
+class Search:
+    """Whether a claim that saw only some of the lanes and got too little is to be followed by another at once."""
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+
+    def goes_on(self, started: int, limit: int, *, more: bool) -> bool:
+        """What a claim has started of how many, and whether there are more lanes; a long search takes rests."""
+        self._in_vain = 0 if started else self._in_vain + 1
+        return more and started < limit and (started > 0 or self._in_vain % SEARCH_LIMIT_CLAIMS > 0)
+
+
+def _first_open(lanes: list[tuple[Head, Iterator[Head]]], gate: Gate) -> Head | None:
+    """Take the first job out of a heap of lanes; a lane whose first one a limit holds back is out."""
+    while lanes:
+        head, lane = lanes[0]
+        opens = gate.opens(head)
+        following = next(lane, None) if opens else None
+        if following is None:
+            heapq.heappop(lanes)
+        else:
+            heapq.heapreplace(lanes, (following, lane))
+        if opens:
+            return head
+    return None
+
+
+def in_lanes(heads: Iterable[Head]) -> list[list[Head]]:
+    """Jobs in any order, as `Turns.choose` takes them."""
+    lanes: dict[Lane, list[Head]] = {}
+    for head in sorted(heads):
+        lanes.setdefault(head.lane, []).append(head)
+    return list(lanes.values())
 
 
 def weights_of(queues: Sequence[str], configured: Mapping[str, QueueInfo]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 SWEEP_INTERVAL_SECONDS = 10.0
+PURGE_INTERVAL_SECONDS = 300.0
 FAILED_KEPT_SECONDS = 30 * 86_400.0
 """How long failed flows are kept, so that they can be retried; the others for `JOBS_RETENTION_SECONDS`."""
 
@@ -55,15 +57,17 @@ async def _running(wiring: Wiring) -> AsyncIterator[None]:
 
 
 async def _look_after(flows: Flows, retention_seconds: float) -> None:
-    outage = Outage()
+    outage, purged_at = Outage(), -PURGE_INTERVAL_SECONDS
     while True:
         await asyncio.sleep(SWEEP_INTERVAL_SECONDS)
         try:
             while await flows.ends.sweep() == SWEEP_LIMIT_STEPS:
                 pass
-            for failed, seconds in ((False, retention_seconds), (True, FAILED_KEPT_SECONDS)):
-                while await flows.purge(older_than_seconds=seconds, failed=failed) == PURGE_LIMIT_FLOWS:
-                    pass
+            if time.monotonic() - purged_at >= PURGE_INTERVAL_SECONDS:
+                for failed, seconds in ((False, retention_seconds), (True, FAILED_KEPT_SECONDS)):
+                    while await flows.purge(older_than_seconds=seconds, failed=failed) == PURGE_LIMIT_FLOWS:
+                        pass
+                purged_at = time.monotonic()
             outage.over()
         except Exception as error:  # noqa: BLE001 - it outlives every outage, which logs and counts itself
             await asyncio.sleep(outage.failed(error))

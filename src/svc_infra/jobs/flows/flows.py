@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import logging
 from datetime import timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import orjson
@@ -40,6 +41,8 @@ BATCH_LIMIT_JOBS = 1_000_000
 """How many jobs one batch has at most, with all that is added while it runs."""
 LIST_LIMIT = 1000
 PURGE_LIMIT_FLOWS = 1000
+PURGE_LIMIT_STEPS = 10_000
+"""About how many steps `purge` deletes in one transaction, which on SQLite keeps everybody else from writing."""
 LONGEST_LOOK_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
@@ -248,7 +251,7 @@ class Flows:
             await change.write()
 
     async def purge(self, *, older_than_seconds: float, limit: int = PURGE_LIMIT_FLOWS, failed: bool = False) -> int:
-        """Delete up to `limit` flows that ended longer ago than this.
+        """Delete up to `limit` flows that ended longer ago than this, in transactions of about 10,000 steps each.
 
         Args:
             failed: Those that failed, which are kept otherwise, instead of the others.
@@ -258,12 +261,22 @@ class Flows:
         """
         before = self._clock.now() - timedelta(seconds=older_than_seconds)
         ended = (f.state == FlowState.FAILED) if failed else (f.state != FlowState.FAILED)
-        async with self._db.session() as session:
-            found = sa.select(f.id).where(f.finished_at < before, ended).order_by(f.finished_at).limit(limit)
-            ids = (await session.scalars(found.with_for_update(skip_locked=True))).all()
-            await session.execute(sa.delete(svc_flow_steps).where(s.flow_id.in_(ids)))
-            await session.execute(sa.delete(svc_flows).where(f.id.in_(ids)))
-        return len(ids)
+        old = sa.select(f.id, f.total).where(f.finished_at < before, ended).order_by(f.finished_at)
+        purged = 0
+        while purged < limit:
+            async with self._db.session() as session:
+                flows = (await session.execute(old.limit(limit - purged).with_for_update(skip_locked=True))).all()
+                if not flows:
+                    break
+                sums = accumulate(row.total for row in flows)
+                ids = [row.id for row, steps in zip(flows, sums, strict=True) if steps <= PURGE_LIMIT_STEPS]
+                if not ids and await store.delete_first_steps(session, flows[0].id, PURGE_LIMIT_STEPS):
+                    continue
+                ids = ids or [flows[0].id]
+                await session.execute(sa.delete(svc_flow_steps).where(s.flow_id.in_(ids)))
+                await session.execute(sa.delete(svc_flows).where(f.id.in_(ids)))
+                purged += len(ids)
+        return purged
 
     async def _locked(self, session: AsyncSession, flow_id: str) -> Record:
         if (record := await store.locked(session, flow_id)) is None:

@@ -121,6 +121,16 @@ async def reset_steps(session: AsyncSession, flow_id: str, blockers: Mapping[str
     await (await session.connection()).execute(statement, rows)
 
 
+async def delete_first_steps(session: AsyncSession, flow_id: str, limit: int) -> bool:
+    """Delete so many steps of a flow, by their names; False, and nothing is deleted, when it has no more than that."""
+    names = sa.select(s.name).where(s.flow_id == flow_id).order_by(s.name).offset(limit - 1).limit(2)
+    found = (await session.scalars(names)).all()
+    if len(found) < 2:
+        return False
+    await session.execute(sa.delete(svc_flow_steps).where(s.flow_id == flow_id, s.name <= found[0]))
+    return True
+
+
 async def step_row(session: AsyncSession, job: StepJob) -> Any:
     """The row of the step that a job is or was for; None when it is gone."""
     rows = await session.execute(sa.select(svc_flow_steps).where(s.flow_id == job.flow_id, s.name == job.step))

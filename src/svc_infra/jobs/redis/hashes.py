@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from svc_infra.jobs.job import Job, JobState, NewJob, read_object, read_result
+from svc_infra.jobs.job import FORMAT_VERSION, Job, JobState, NewJob, read_object, read_result
+
+FIRST_VERSION = 1
+"""The format version of jobs that tell none."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -26,6 +29,8 @@ def to_store(job: NewJob) -> tuple[Any, ...]:
     """A job as `enqueue.lua` takes it."""
     fields: list[str | int | float] = ["name", job.name, "payload", job.payload, "queue", job.queue]
     fields += ("max_attempts", job.max_attempts, "backoff_seconds", repr(job.backoff_seconds))
+    if FORMAT_VERSION != FIRST_VERSION:
+        fields += ("version", FORMAT_VERSION)
     if job.context != "{}":
         fields += ("context", job.context)
     if job.priority:
@@ -58,7 +63,7 @@ def read_job(job_id: str, flat: Sequence[bytes], claim: dict[str, Any] | None = 
     Args:
         claim: What a claim has changed in it since.
     """
-    values: dict[str, Any] = {"id": job_id, "payload": None, "context": None}
+    values: dict[str, Any] = {"id": job_id, "payload": None, "context": None, "version": FIRST_VERSION}
     fields = iter(flat)
     for field, value in zip(fields, fields, strict=True):
         reader = _READERS.get(field)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import msgspec
 
@@ -155,9 +156,10 @@ class RedisJobQueue(CheckedQueue):
             async with self._client.pipeline(transaction=False) as pipe:
                 for state in JobState:
                     pipe.zcard(f"{self._prefix}:{state}")
-                counts = await pipe.execute()
+                pipe.get(f"{self._prefix}:forgotten")
+                *counts, forgotten = await pipe.execute()
         age = max((queue.oldest_due_age_seconds for queue in await self.queues()), default=0.0)
-        return QueueStats(dict(zip(JobState, counts, strict=True)), age)
+        return QueueStats(dict(zip(JobState, counts, strict=True)), age, int(forgotten or 0))
 
     async def queues(self) -> builtins.list[QueueInfo]:
         """See `JobStore.queues`."""
@@ -211,7 +213,9 @@ class RedisJobQueue(CheckedQueue):
         for job in jobs:
             holder = await self._holder(job)
             if holder is None:
-                await self._outbox.add(session, OUTBOX_TOPIC, msgspec.to_builtins(job))
+                message_id = outbox_id(job.id) if job.chosen_id else None
+                content = msgspec.to_builtins(job)
+                await self._outbox.add(session, OUTBOX_TOPIC, content, key=_order(job), message_id=message_id)
             kept.append(job.id if holder is None else holder)
         return kept
 
@@ -270,6 +274,16 @@ class RedisJobQueue(CheckedQueue):
     async def _progress(self, job: Job, done: int, total: int, session: AsyncSession | None) -> bool:
         _refuse_session(session)
         return bool(await self._run("progress", job.id, job.token or "", done, total))
+
+
+def outbox_id(job_id: str) -> UUID:
+    """The id of the message that brings a job here whose id was chosen by whoever stored it."""
+    return uuid5(NAMESPACE_OID, f"svc-infra job {job_id}")
+
+
+def _order(job: NewJob) -> str | None:
+    """What the relay keeps in order: of jobs that replace each other the last one that was stored is to stay."""
+    return None if job.unique is None or job.unique.on_conflict == "skip" else job.unique.key
 
 
 def _refuse_session(session: AsyncSession | None) -> None:

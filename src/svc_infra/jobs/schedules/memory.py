@@ -63,6 +63,10 @@ class InMemoryScheduleStore:
                 del self._records[record.name]
             return held
 
+    async def is_under_way(self, job_id: str) -> bool:
+        """See `ScheduleStore.is_under_way`."""
+        return False
+
     async def ticks(self, name: str, limit: int = 50) -> builtins.list[Tick]:
         """See `ScheduleStore.ticks`."""
         return sorted(self._ticks.get(name, {}).values(), key=lambda tick: tick.due, reverse=True)[:limit]

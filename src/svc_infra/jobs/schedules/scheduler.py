@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 LONGEST_SLEEP_SECONDS = 1.0  # so that an edit, a step of the clock and a failed schedule are seen soon
-UNSEEN_SECONDS = 60.0  # that a stored job may be on its way to a queue outside of the database, and counts as waiting
 PURGE_INTERVAL_SECONDS = 300.0
 
 _log = logging.getLogger(__name__)
@@ -150,14 +149,14 @@ class Scheduler:
     async def _decision(self, schedule: Schedule, record: Record, now: datetime) -> Decision | None:
         if schedule.overlap == "allow" or record.job_id is None:
             return decide(schedule, record, now, busy=False)
-        busy = await self._lives(record.job_id, record, now)
+        busy = await self._lives(record.job_id)
         decision = decide(schedule, record, now, busy=busy)
         waiting = record if decision is None else decision.after
         if not busy or waiting.waiting_due is None or schedule.overlap != "cancel_previous":
             return decision
         with suppress(ConflictError, NotFoundError):  # it has ended meanwhile, or is still on its way to the queue
             await self._jobs.cancel(record.job_id)
-        return decide(schedule, record, now, busy=await self._lives(record.job_id, record, now))
+        return decide(schedule, record, now, busy=await self._lives(record.job_id))
 
     def _next(self, schedule: Schedule, record: Record) -> datetime | None:
         """The first tick that is not decided, worked out once for each."""
@@ -167,11 +166,13 @@ class Scheduler:
             held = self._following[record.name] = known, schedule.times.following(record.decided_until)
         return held[1]
 
-    async def _lives(self, job_id: str, record: Record, now: datetime) -> bool:
-        """Whether the schedule's last job waits or runs."""
-        if (job := await self._jobs.get(job_id)) is not None:
-            return job.state in (JobState.READY, JobState.RUNNING)
-        return record.job_at is not None and now - record.job_at < timedelta(seconds=UNSEEN_SECONDS)
+    async def _lives(self, job_id: str) -> bool:
+        """Whether the schedule's last job waits or runs, or is on its way; one that is kept no longer has ended."""
+        if (job := await self._jobs.get(job_id)) is None:
+            if await self.schedules.store.is_under_way(job_id):
+                return True
+            job = await self._jobs.get(job_id)  # it may just have arrived
+        return job is not None and job.state in (JobState.READY, JobState.RUNNING)
 
     async def _store_job(self, schedule: Schedule, now: datetime, tick: Tick, session: AsyncSession | None) -> None:
         delay_seconds = max(0.0, (schedule.starts(tick.due) - now).total_seconds())

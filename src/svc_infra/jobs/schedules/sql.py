@@ -13,6 +13,8 @@ from sqlalchemy.dialects.postgresql import insert  # SQLite compiles its ON CONF
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.columns import UtcDateTime
+from svc_infra.db.models import OutboxRow
+from svc_infra.jobs.redis.queue import outbox_id
 from svc_infra.jobs.schedules.models import svc_schedule_ticks, svc_schedules
 from svc_infra.jobs.schedules.store import SCHEDULES_LIMIT, TICKS_KEPT, Look, Outcome, Record, StoreJob, Tick
 from svc_infra.types import Clock, SystemClock
@@ -81,6 +83,12 @@ class SqlScheduleStore:
         deleted = sa.delete(svc_schedules).where(_s.name == record.name, _s.version == record.version)
         async with self._db.session() as session:
             return bool((await session.execute(deleted.returning(_s.name))).all())
+
+    async def is_under_way(self, job_id: str) -> bool:
+        """See `ScheduleStore.is_under_way`: until then its message is in the outbox."""
+        found = sa.select(OutboxRow.id).where(OutboxRow.id == outbox_id(job_id))
+        async with self._db.session(read_only=True) as session:
+            return (await session.scalars(found)).first() is not None
 
     async def ticks(self, name: str, limit: int = 50) -> builtins.list[Tick]:
         """See `ScheduleStore.ticks`."""

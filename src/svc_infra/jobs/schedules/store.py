@@ -122,6 +122,10 @@ class ScheduleStore(Protocol):
         """Forget a schedule, but not its ticks; False when it has been changed since it was read."""
         ...
 
+    async def is_under_way(self, job_id: str) -> bool:
+        """Whether a job that `write` has stored is on its way to a queue outside of the database."""
+        ...
+
     async def ticks(self, name: str, limit: int = 50) -> builtins.list[Tick]:
         """A schedule's ticks, the latest first."""
         ...

@@ -14,19 +14,17 @@ from sqlalchemy import event
 from svc_infra.db import AsyncDatabase
 from svc_infra.errors import SvcInfraError
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS
-from svc_infra.jobs.backends.turns import Lane, Turns, weights_of
+from svc_infra.jobs.backends.turns import Lane, Search, Turns, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
-from svc_infra.jobs.sql.postgres_steps import CHANNEL, CLAIMS, ENDS, PostgresSteps
+from svc_infra.jobs.sql.postgres_steps import CHANNEL, CLAIMS, ENDS, LANES_LIMIT, PostgresSteps
 from svc_infra.obs import metrics
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-LANES_LIMIT = 1000
-"""How many lanes one process serves in turn; more take their turns after those."""
 LOOK_SECONDS = 1.0
 """How often a process looks for lanes that it has not been told of, while it has others."""
 SLOW_LOOK_SECONDS = 0.05
@@ -69,12 +67,12 @@ class PostgresJobs:
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
         self._turns = Turns()
+        self._search = Search()
         self._claiming = asyncio.Lock()
         self._queues: list[str] = ["default"]  # what this process last reserved from
         self._lanes: dict[Lane, Place] = {}  # where jobs may wait, and the place before which none does
         self._told: dict[Lane, Place] = {}  # of the jobs that came since the last claim began
         self._configured: dict[str, QueueInfo] = {}
-        self._cursor = ""  # the last tenant of a look that found too many lanes
         self._look_at = self._look_not_before = self._configured_until = 0.0  # in the event loop's time
         self._limited = False  # as the last claim found it
         self._offset = timedelta(0)  # the server's clock less this machine's
@@ -177,6 +175,8 @@ class PostgresJobs:
                     break
                 looked = self._is_apart
                 jobs = await self._start(worker_id, limit, lease)
+            if self._search.goes_on(len(jobs), limit, more=self._limited and self._steps.more_lanes):
+                self._wakeup.notify()
             return jobs
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
@@ -318,11 +318,7 @@ class PostgresJobs:
     async def _waiting_lanes(self) -> dict[Lane, Place]:
         started = self._loop_time()
         self._look_at = started + LOOK_SECONDS
-        rows = await self._steps.lanes(self._queues, self._cursor, LANES_LIMIT)
-        if self._cursor and not rows:
-            self._cursor = ""
-            rows = await self._steps.lanes(self._queues, "", LANES_LIMIT)
-        self._cursor = rows[-1]["tenant"] if len(rows) == LANES_LIMIT else ""
+        rows = await self._steps.lanes(self._queues)
         if started >= self._configured_until:
             self._configured = await self._steps.configured(self._queues)
             self._configured_until = started + LOOK_SECONDS

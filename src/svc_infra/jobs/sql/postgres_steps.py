@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from svc_infra.db import AsyncDatabase
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
-from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, queue_key
+from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, in_lanes, queue_key
 from svc_infra.jobs.job import AGEING_SECONDS, FORMAT_VERSION, SHARED_FIELDS, Job, NewJob
 from svc_infra.jobs.queue import QueueInfo
 from svc_infra.jobs.sql.connections import PostgresConnections
@@ -26,6 +27,15 @@ _PRIORITY = f"{round(AGEING_SECONDS * 1e6)}::bigint"
 """What a point of priority takes from a rank."""
 CLAIMS, ENDS = "claims", "ends"
 """What a process that listens keeps connections for."""
+
+LANES_LIMIT = 1000
+"""How many lanes one look finds; more are found by those after it."""
+MANY_LANES = 20
+"""Of more lanes under limits a claim locks only those whose jobs are likely to start, after a glimpse at all."""
+GLIMPSE_LIMIT_JOBS = 10_000
+"""About how many jobs such a glimpse reads."""
+CLAIM_TRIES = 3
+"""How often a claim begins anew when others have started what it saw in its glimpse."""
 
 _shared = attrgetter(*SHARED_FIELDS)
 _NOW = "coalesce($1::timestamptz, statement_timestamp())"
@@ -120,11 +130,13 @@ SELECT {_NOW} AS now, (SELECT min(h.available_at) FROM unnest($2::text[]) q(queu
     AS due
 """  # noqa: S608
 
-# A loose index scan: from one lane straight to the next, however many jobs wait in each.
+# A loose index scan: from one lane straight to the next, however many jobs wait in each, and round by round of one lane
+# of each queue.
 _LANES = """
 WITH RECURSIVE lane AS (
-    (SELECT q.queue, h.* FROM unnest($1::text[]) q(queue), LATERAL (
-        SELECT tenant, limit_key, rank, id FROM svc_jobs WHERE state = 'ready' AND queue = q.queue AND tenant > $2
+    (SELECT q.queue, h.* FROM unnest($1::text[], $2::text[], $3::text[]) q(queue, tenant, limit_key), LATERAL (
+        SELECT tenant, limit_key, rank, id FROM svc_jobs
+        WHERE state = 'ready' AND queue = q.queue AND (tenant, limit_key) >= (q.tenant, q.limit_key)
         ORDER BY tenant, limit_key, rank, id LIMIT 1) h)
     UNION ALL
     SELECT l.queue, h.* FROM lane l, LATERAL (
@@ -132,7 +144,7 @@ WITH RECURSIVE lane AS (
         WHERE state = 'ready' AND queue = l.queue AND (tenant, limit_key) > (l.tenant, l.limit_key)
         ORDER BY tenant, limit_key, rank, id LIMIT 1) h
 )
-SELECT queue, tenant, limit_key, rank, id FROM lane LIMIT $3
+SELECT queue, tenant, limit_key, rank, id FROM lane LIMIT $4
 """
 _CONFIGURED = "SELECT name, paused, concurrency, rate, period_seconds, weights FROM svc_job_queues WHERE name = ANY($1)"
 
@@ -141,8 +153,9 @@ _FROM_LANES = """
         SELECT id, rank, limit_concurrency, limit_rate, limit_period_seconds FROM svc_jobs
         WHERE state = 'ready' AND queue = l.queue AND tenant = l.tenant AND limit_key = l.limit_key
             AND (rank, id) >= (l.floor, l.floor_id)
-        ORDER BY rank, id LIMIT l.take FOR UPDATE SKIP LOCKED) h
+        ORDER BY rank, id LIMIT l.take{lock}) h
 """
+_LOCKED = " FOR UPDATE SKIP LOCKED"
 _GIVEN = "unnest(${}::text[], ${}::text[], ${}::text[], ${}::bigint[], ${}::text[], ${}::int[])"
 _UNLIMITED = f"""(
         SELECT g.* FROM {_GIVEN.format(5, 6, 7, 8, 9, 10)} g(queue, tenant, limit_key, floor, floor_id, take)
@@ -154,18 +167,20 @@ _UNLIMITED = f"""(
 _CLAIM = f"""
 WITH heads AS MATERIALIZED (
     SELECT h.id, l.take, row_number() OVER (PARTITION BY l.tenant ORDER BY h.rank, h.id) AS place
-    FROM {_FROM_LANES.format(lanes=_UNLIMITED)}
+    FROM {_FROM_LANES.format(lanes=_UNLIMITED, lock=_LOCKED)}
 ), forgettable AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS commits)
 {_STARTED} WHERE j.id = ANY(ARRAY(SELECT id FROM heads, forgettable WHERE place <= take)) RETURNING {_JOB}, j.rank
 """  # noqa: S608
 _HEADS = f"""
 SELECT l.queue, l.tenant, l.limit_key, h.id, h.rank, h.limit_concurrency, h.limit_rate, h.limit_period_seconds
-FROM {_FROM_LANES.format(lanes=_GIVEN.format(1, 2, 3, 4, 5, 6))}
+FROM {_FROM_LANES.format(lanes=_GIVEN.format(1, 2, 3, 4, 5, 6), lock=_LOCKED)}
 """  # noqa: S608
+_GLIMPSE = _HEADS.replace(_LOCKED, "")
+_DUE = "SELECT key, due FROM svc_job_limits WHERE key = ANY($1::text[])"
 _START = f"{_STARTED} WHERE j.id = ANY($5::text[]) RETURNING {_JOB}, j.rank"
 _MICROS = f"SELECT (extract(epoch FROM {_NOW}) * 1000000)::bigint"  # noqa: S608
 _KEYS = "INSERT INTO svc_job_limits (key, due) SELECT key, 0 FROM unnest($1::text[]) key ON CONFLICT DO NOTHING"
-_LOCK = "SELECT key, due FROM svc_job_limits WHERE key = ANY($1::text[]) ORDER BY key FOR UPDATE"
+_LOCK = f"{_DUE} ORDER BY key FOR UPDATE"
 _RUNNING = """
 SELECT limit_key AS key, count(*) AS jobs FROM svc_jobs
 WHERE state = 'running' AND limit_key <> '' AND limit_key = ANY($1::text[]) GROUP BY limit_key
@@ -195,6 +210,12 @@ class PostgresSteps:
 
     def __init__(self, db: AsyncDatabase) -> None:
         self.connections = PostgresConnections(db)
+        self._cursors: dict[str, tuple[str, str]] = {}  # by queue, where `lanes` goes on
+
+    @property
+    def more_lanes(self) -> bool:
+        """Whether the last look found more than it could tell."""
+        return bool(self._cursors)
 
     async def insert(self, jobs: Sequence[NewJob], now: datetime | None, session: AsyncSession | None) -> list[Any]:
         """Store jobs whose ids and unique keys are free; what was stored, as lanes."""
@@ -218,11 +239,21 @@ class PostgresSteps:
             moved = list(await driver.fetch(_SWEEP, now, queues, back, max_crashes))
             return moved, await driver.fetchrow(_NEXT, now, queues)
 
-    async def lanes(self, queues: Sequence[str], after: str | None, limit: int) -> list[Any]:
-        """The lanes in which jobs wait, and the place of each lane's first."""
-        statement = _LANES if after else _LANES.replace("AND tenant > $2", "AND $2 = ''")
+    async def lanes(self, queues: Sequence[str]) -> list[Any]:
+        """The lanes in which jobs wait, and the place of each lane's first.
+
+        When there are more than `LANES_LIMIT`, others each time, and as many of each queue as of the others.
+        """
+        starts = {queue: self._cursors.get(queue, ("", "")) for queue in queues}
+        rows: list[Any] = []
         async with self.connections.by_index() as driver:
-            return list(await driver.fetch(statement, queues, after or "", limit))
+            while starts:
+                tenants, limit_keys = ([start[place] for start in starts.values()] for place in (0, 1))
+                found = await driver.fetch(_LANES, list(starts), tenants, limit_keys, LANES_LIMIT - len(rows))
+                rows += found
+                self._cursors = _cursors(found) if len(rows) == LANES_LIMIT else {}
+                starts = {} if self._cursors else {queue: ("", "") for queue, start in starts.items() if any(start)}
+        return rows
 
     async def configured(self, queues: Sequence[str]) -> dict[str, QueueInfo]:
         """The queues among these that are paused or configured."""
@@ -247,27 +278,64 @@ class PostgresSteps:
         weights: Mapping[str, float],
     ) -> list[tuple[Job, int]]:
         """Start jobs as far as limits allow, which are locked from the look at them to the commit."""
-        queues = sorted({lane[0] for lane in lanes})
+        for _ in range(CLAIM_TRIES):
+            likely, jobs = await self._claimed(claimant, now, lease, lanes, limit, turns, weights)
+            if jobs or not likely:
+                break
+        return jobs
+
+    async def _claimed(
+        self,
+        claimant: str,
+        now: datetime | None,
+        lease: timedelta,
+        lanes: Sequence[tuple[Any, ...]],
+        limit: int,
+        turns: Turns,
+        weights: Mapping[str, float],
+    ) -> tuple[bool, list[tuple[Job, int]]]:
+        """Whether jobs seemed free to start that others may have taken meanwhile, and those that were started."""
+        queues, waiting = sorted({lane[0] for lane in lanes}), {lane[1] for lane in lanes}
+        many = len(lanes) > MANY_LANES
         async with self.connections.by_index() as driver:
             configured = {row["name"]: info_of(row) for row in await driver.fetch(_CONFIGURED, queues)}
-            limited = [name for name, info in configured.items() if info.is_limited]
-            keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
-            await driver.execute(_KEYS, keys)
-            due = {row["key"]: row["due"] for row in await driver.fetch(_LOCK, keys)}
-            moment = await driver.fetchval(_MICROS, now)
-            running = {row["key"]: row["jobs"] for row in await driver.fetch(_RUNNING, keys, limited)}
-            heads = [
-                Head(row[4], row[3], Lane(*row[:3]), row[5], row[6], row[7] or 60.0)
-                for row in await driver.fetch(_HEADS, *map(list, zip(*lanes, strict=True)))
-            ]
-            gate = Gate(moment, configured, running, dict(due))
-            chosen = turns.choose(
-                [head for head in heads if head.lane.limit_key in due or not head.lane.limit_key], limit, gate, weights
-            )
+            if many:
+                take = max(1, min(limit, GLIMPSE_LIMIT_JOBS // len(lanes)))
+                gate, heads = await self._limits(driver, now, [(*one[:5], take) for one in lanes], configured)
+                likely = Counter(head.lane for head in turns.pick(heads, limit, gate, weights)[0])
+                lanes = [(*one[:5], likely[Lane(*one[:3])]) for one in lanes if Lane(*one[:3]) in likely]
+                if not lanes:
+                    return False, []
+            gate, heads = await self._limits(driver, now, lanes, configured, lock=True)
+            due = dict(gate.due)
+            chosen, _ = turns.pick(heads, limit, gate, weights)
+            turns.took(waiting, Counter(head.lane.tenant for head in chosen), weights)
             rows = await driver.fetch(_START, now, claimant, lease, token_hex(16), [head.id for head in chosen])
             spent = sorted(key for key, at in gate.due.items() if at != due.get(key))
             await driver.execute(_SPEND, spent, [gate.due[key] for key in spent])
-        return [(job_of(row), row["rank"]) for row in rows]
+        return many, [(job_of(row), row["rank"]) for row in rows]
+
+    async def _limits(
+        self,
+        driver: Any,
+        now: datetime | None,
+        lanes: Sequence[tuple[Any, ...]],
+        configured: Mapping[str, QueueInfo],
+        *,
+        lock: bool = False,
+    ) -> tuple[Gate, list[list[Head]]]:
+        """What limits say of these lanes, and their first jobs."""
+        limited = [name for name, info in configured.items() if info.is_limited]
+        keys = sorted({lane[2] for lane in lanes if lane[2]} | {queue_key(name) for name in limited})
+        if lock:
+            await driver.execute(_KEYS, keys)
+        due = {row["key"]: row["due"] for row in await driver.fetch(_LOCK if lock else _DUE, keys)}
+        moment = await driver.fetchval(_MICROS, now)
+        running = {row["key"]: row["jobs"] for row in await driver.fetch(_RUNNING, keys, limited)}
+        rows = await driver.fetch(_HEADS if lock else _GLIMPSE, *map(list, zip(*lanes, strict=True)))
+        heads = (Head(row[4], row[3], Lane(*row[:3]), row[5], row[6], row[7] or 60.0) for row in rows)
+        known = (head for head in heads if not lock or head.lane.limit_key in due or not head.lane.limit_key)
+        return Gate(moment, configured, running, due), in_lanes(known)
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]], now: datetime | None) -> set[str]:
         """Finish these jobs; the ids of those that were held."""
@@ -275,6 +343,12 @@ class PostgresSteps:
         texts = [result for _, result in results]
         returned = None if texts.count(None) == len(texts) else texts  # makes a NULL for each, too
         return {row[0] for row in await self.connections.fetch_kept(ENDS, _ACK, now, ids, tokens, returned)}
+
+
+def _cursors(rows: Sequence[Any]) -> dict[str, tuple[str, str]]:
+    """Where a look that found too many lanes goes on: behind the last one of each queue."""
+    # No limit key lies between this one and its successor: none holds what cannot be printed.
+    return {row["queue"]: (row["tenant"], row["limit_key"] + "\x01") for row in rows}
 
 
 def _are_alike(jobs: Sequence[NewJob]) -> bool:

@@ -29,12 +29,15 @@ from svc_infra.jobs.queue import Beat, JobQueue, QueueInfo, QueueStats
 from svc_infra.jobs.sql.models import JOB_COLUMNS, SCHEDULED, info_of, job_of, state_of, svc_job_queues, svc_jobs
 from svc_infra.jobs.sql.postgres import PostgresJobs
 from svc_infra.jobs.sql.sqlite import SqliteJobs
-from svc_infra.jobs.sql.statements import LIMITS_KEPT_SECONDS, JobStatements, in_state
+from svc_infra.jobs.sql.statements import LIMITS_KEPT_SECONDS, JobStatements
 from svc_infra.types import Clock, SystemClock
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
+
+HOLDERS_AT_ONCE = 1000
+"""Of how many unique keys one statement looks up who holds them."""
 
 _c = svc_jobs.c
 
@@ -144,13 +147,15 @@ class SqlJobQueue(CheckedQueue):
         return [job_of(row) for row in await self._read(self._sql.list(state, equal, before, limit))]
 
     async def _retry_many(self, equal: Mapping[str, str], limit: int, spacing_seconds: float) -> int:
-        found = sa.select(_c.id).where(in_state(JobState.DEAD), *(_c[name] == value for name, value in equal.items()))
         async with self._db.session() as session:
-            rows = await session.execute(found.order_by(_c.finished_at, _c.id).limit(limit))
-            ids = rows.scalars().all()
+            ids = (await session.scalars(self._sql.dead(equal, limit))).all()
+            rows = []
             for number, job_id in enumerate(ids):
                 due = timedelta(seconds=number * spacing_seconds)
-                await self._run(self._sql.retry, session, job_id=job_id, delayed=due > timedelta(0), due=due)
+                again = {"job_id": job_id, "delayed": due > timedelta(0), "due": due}
+                rows.append(self._sql.parameters(again, self._jobs.now))
+            if rows:
+                await (await session.connection()).execute(self._sql.retry_each, rows)
         await self._jobs.tell()
         return len(ids)
 
@@ -188,9 +193,33 @@ class SqlJobQueue(CheckedQueue):
         kept = {job.id: job.id for job in jobs}
         if plain := [job for job in jobs if job.unique is None]:
             await self._insert(sorted(plain, key=lambda job: job.id), session)
-        for job in sorted(unique, key=lambda job: job.unique.key):  # type: ignore[union-attr]  # in one order: no deadlock
+        unique.sort(key=lambda job: job.unique.key)  # type: ignore[union-attr]  # in one order: no deadlock
+        if len(unique) > 1:
+            unique = await self._store_simple(unique, session, kept)
+        for job in unique:
             kept[job.id] = await self._store_unique(job, job.unique, session)  # type: ignore[arg-type]
         return [kept[job.id] for job in jobs]
+
+    async def _store_simple(
+        self, jobs: Sequence[NewJob], session: AsyncSession | None, kept: dict[str, str]
+    ) -> builtins.list[NewJob]:
+        """Store those together whose key nothing but its being held decides about; the others."""
+        others = {_key(job) for job in jobs if job.unique != Unique(_key(job))}
+        simple = [job for job in jobs if _key(job) not in others]
+        firsts: dict[str, NewJob] = {}
+        for job in simple:
+            firsts.setdefault(_key(job), job)
+        stored = await self._insert([*firsts.values()], session) if firsts else 0
+        left = [job for job in jobs if _key(job) in others]
+        if stored == len(simple):
+            return left
+        for first in range(0, len(simple), HOLDERS_AT_ONCE):
+            some = simple[first : first + HOLDERS_AT_ONCE]
+            ids, keys = [job.id for job in some], [_key(job) for job in some]
+            rows = await self._run(self._sql.holders, session, ids=ids, held_keys=keys)
+            there, holders = {row.id for row in rows}, {row.unique_key: row.id for row in rows}
+            kept |= {job.id: job.id if job.id in there else holders.get(_key(job), "") for job in some}
+        return left + [job for job in simple if not kept[job.id]]  # whose holder has been purged meanwhile
 
     async def _store_unique(self, job: NewJob, unique: Unique, session: AsyncSession | None) -> str:
         if unique.window_seconds is not None or len(unique.states) < len(JobState):
@@ -326,6 +355,10 @@ class SqlJobQueue(CheckedQueue):
     async def _read(self, statement: sa.Executable) -> Sequence[Any]:
         async with self._db.session(read_only=True) as session:
             return (await session.execute(statement, self._sql.parameters({}, self._jobs.now))).all()
+
+
+def _key(job: NewJob) -> str:
+    return "" if job.unique is None else job.unique.key
 
 
 def _attempt(job: Job) -> dict[str, str | None]:

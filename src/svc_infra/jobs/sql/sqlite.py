@@ -6,8 +6,9 @@ import asyncio
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,7 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.errors import translated
 from svc_infra.jobs.backends.checked import SWEEP_LIMIT_JOBS, lease_ended
-from svc_infra.jobs.backends.turns import Gate, Head, Lane, Turns, micros, queue_key, rank_of, weights_of
+from svc_infra.jobs.backends.turns import Gate, Head, Lane, Search, Turns, micros, queue_key, rank_of, weights_of
 from svc_infra.jobs.backends.wakeup import Wakeup
 from svc_infra.jobs.job import FORMAT_VERSION, Job, JobState, NewJob
 from svc_infra.jobs.queue import Beat, QueueInfo
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 LANES_LIMIT = 1000
 """How many lanes one claim looks at; more take their turns after those."""
+FEW_LANES = 10
+"""Of more lanes a claim reads one job each at first."""
 GROUP_LIMIT_STEPS = 1000
 """How many steps one transaction holds."""
 
@@ -95,7 +98,8 @@ class SqliteJobs:
         self._max_crashes = max_crashes
         self._wakeup = Wakeup()
         self._turns = Turns()
-        self._cursor = ""  # the last tenant of a claim that found too many lanes
+        self._search = Search()
+        self._cursors: dict[str, Lane] = {}  # by queue, the last lane of a claim that found too many
         self._limited: set[str] = set()  # queues with limits, as the last claim found them
         self._due: datetime | None = None  # when the next job of this process becomes due
         self._waiting: deque[tuple[bool, Step[Any], asyncio.Future[Any]]] = deque()
@@ -159,6 +163,8 @@ class SqliteJobs:
     async def claim(self, worker_id: str, queues: list[str], limit: int, lease_seconds: float) -> list[Job]:
         """See `JobQueue.reserve`."""
         started = await self._write(lambda database: self._claim(database, worker_id, queues, limit, lease_seconds))
+        if self._search.goes_on(len(started), limit, more=bool(self._cursors)):
+            self._wakeup.notify()
         return [job_of(_with_times(row)) for row in started]
 
     async def succeed(self, results: Sequence[tuple[Job, str | None]]) -> set[str]:
@@ -196,11 +202,8 @@ class SqliteJobs:
         lanes = self._lanes(
             database, [name for name in queues if name not in configured or not configured[name].paused]
         )
-        heads = [
-            Head(row[0], row[1], lane, row[2], row[3], row[4] or 60.0)
-            for lane in lanes
-            for row in database.execute(_HEADS, (*lane, limit))
-        ]
+        pages = (limit,) if len(lanes) <= FEW_LANES else (1, limit)
+        heads = [_heads(database, lane, pages) for lane in lanes]
         gate = _gate(database, now, lanes, configured)
         due = dict(gate.due)
         chosen = self._turns.choose(heads, limit, gate, weights_of(queues, configured))
@@ -222,21 +225,15 @@ class SqliteJobs:
         database.execute(_DUE, (queue, _text(now), SWEEP_LIMIT_JOBS))
 
     def _lanes(self, database: sqlite3.Connection, queues: Sequence[str]) -> list[Lane]:
-        """A loose index scan: from one lane straight to the next, however many jobs wait in each."""
+        """Where jobs wait; when there are too many, others each time, and some of every queue."""
         lanes: list[Lane] = []
-        after, self._cursor = self._cursor, ""
-        for queue in queues:
-            row = database.execute(_LANE_OF_NEXT_TENANT if after else _FIRST_LANE, (queue, after)).fetchone()
-            while row is not None:
-                lanes.append(Lane(*row))
-                if len(lanes) >= LANES_LIMIT:
-                    self._cursor = lanes[-1].tenant
-                    return lanes
-                row = (
-                    database.execute(_NEXT_LANE_OF_TENANT, row).fetchone()
-                    or database.execute(_LANE_OF_NEXT_TENANT, row[:2]).fetchone()
-                )
-        return lanes if lanes or not after else self._lanes(database, queues)
+        for number, queue in enumerate(queues):
+            most = (LANES_LIMIT - len(lanes)) // (len(queues) - number)
+            found = list(islice(_lanes_of(database, queue, self._cursors.pop(queue, None)), most))
+            if found and len(found) == most:
+                self._cursors[queue] = found[-1]
+            lanes += found
+        return lanes
 
     async def _write(self, step: Step[T], *, first: bool = False) -> T:
         """Run a step with others that wait, in one transaction; it fails alone."""
@@ -268,6 +265,35 @@ class SqliteJobs:
                     result.set_exception(outcome)
                 else:
                     result.set_result(outcome)
+
+
+def _heads(database: sqlite3.Connection, lane: Lane, pages: Sequence[int]) -> Iterator[Head]:
+    """The first jobs of a lane: so many, and more when those are not enough."""
+    taken = 0
+    for most in pages:
+        for row in database.execute(_HEADS, (*lane, most)).fetchall()[taken:]:
+            yield Head(row[0], row[1], lane, row[2], row[3], row[4] or 60.0)
+        taken = most
+
+
+def _lanes_of(database: sqlite3.Connection, queue: str, after: Lane | None) -> Iterator[Lane]:
+    """Once round, beginning after this one: straight from lane to lane, however many jobs wait in each."""
+    lane = after
+    while lane is not None and (lane := _lane_after(database, lane)) is not None:
+        yield lane
+    row = database.execute(_FIRST_LANE, (queue, "")).fetchone()
+    lane = None if row is None else Lane(*row)
+    while lane is not None and (after is None or lane <= after):
+        yield lane
+        lane = _lane_after(database, lane)
+
+
+def _lane_after(database: sqlite3.Connection, lane: Lane) -> Lane | None:
+    row = (
+        database.execute(_NEXT_LANE_OF_TENANT, lane).fetchone()
+        or database.execute(_LANE_OF_NEXT_TENANT, lane[:2]).fetchone()
+    )
+    return None if row is None else Lane(*row)
 
 
 def _all_of(waiting: deque[tuple[bool, Step[Any], asyncio.Future[Any]]]) -> list[Any]:

@@ -56,6 +56,15 @@ class JobStatements:
         return sa.select(_c.id).where(sa.or_(self._by_id, _c.unique_key == key)).order_by(self._by_id.desc()).limit(1)
 
     @cached_property
+    def holders(self) -> sa.Executable:
+        """The jobs that are kept instead of several new ones."""
+        ids, keys = (sa.bindparam(name, expanding=True, type_=sa.String) for name in ("ids", "held_keys"))
+        return sa.union_all(
+            sa.select(_c.id, _c.unique_key).where(_c.id.in_(ids)),
+            sa.select(_c.id, _c.unique_key).where(_c.unique_key.in_(keys)),
+        )
+
+    @cached_property
     def free_key(self) -> sa.Executable:
         """Take a unique key for a new job from one that is too old for it or not in these states any more."""
         old = _c.created_at <= sa.bindparam("before", type_=UtcDateTime)
@@ -130,11 +139,22 @@ class JobStatements:
     @cached_property
     def retry(self) -> sa.Executable:
         """Put back a job that has ended."""
+        where = _c.queue, _c.tenant, _c.limit_key, _c.rank
+        return self.retry_each.returning(*where)
+
+    @cached_property
+    def retry_each(self) -> sa.Update:
+        """The same for one of many."""
         update = sa.update(svc_jobs).where(self._by_id, in_state(JobState.DEAD, JobState.CANCELLED))
         zeros = dict.fromkeys(("attempts", "crashes", "progress_done", "progress_total"), 0)
         again = {"state": self._again, "available_at": self._after("due"), "rank": self._rank_after_due()}
-        where = _c.queue, _c.tenant, _c.limit_key, _c.rank
-        return update.values(**zeros, **again, finished_at=None, cancel_requested=sa.false()).returning(*where)
+        return update.values(**zeros, **again, finished_at=None, cancel_requested=sa.false())
+
+    def dead(self, equal: Mapping[str, str], limit: int) -> sa.Executable:
+        """The ids of jobs that are dead, those first that have been so longest, locked."""
+        found = sa.select(_c.id).where(in_state(JobState.DEAD), *(_c[name] == value for name, value in equal.items()))
+        found = found.order_by(_c.finished_at, _c.id).limit(limit)
+        return found.with_for_update(skip_locked=True) if self._postgresql else found
 
     @cached_property
     def edit(self) -> sa.Executable:
@@ -196,7 +216,8 @@ class JobStatements:
         """The same for each queue, of the jobs that wait or run."""
         oldest = sa.func.min(_c.available_at).label("oldest")
         numbers = sa.select(_c.queue, _c.state, sa.func.count().label("jobs"), oldest, self._now.label("now"))
-        return numbers.where(in_state(JobState.READY, SCHEDULED, JobState.RUNNING)).group_by(_c.queue, _c.state)
+        waits_or_runs = (JobState.READY, SCHEDULED, JobState.RUNNING)  # apart: each has an index without the others
+        return sa.union_all(*(numbers.where(in_state(state)).group_by(_c.queue, _c.state) for state in waits_or_runs))
 
     def configure(self, values: Mapping[str, Any]) -> sa.Executable:
         """Keep these facts of a queue."""
@@ -208,15 +229,15 @@ class JobStatements:
 
     def list(self, state: JobState | None, equal: Mapping[str, str], before: str | None, limit: int) -> sa.Executable:
         """The newest jobs."""
-        found = sa.select(*(_c[name] for name in JOB_COLUMNS)).order_by(_c.created_at.desc(), _c.id.desc()).limit(limit)
+        jobs = sa.select(*(_c[name] for name in JOB_COLUMNS))
+        wanted = [_c[name] == value for name, value in equal.items()]
         if state is not None:
-            found = found.where(waiting() if state is JobState.READY else in_state(state))
-        for name, value in equal.items():
-            found = found.where(_c[name] == value)
-        if before is not None:
-            last = sa.select(_c.created_at, _c.id).where(_c.id == before).subquery("last")
-            found = found.join(last, sa.tuple_(_c.created_at, _c.id) < sa.tuple_(last.c.created_at, last.c.id))
-        return found
+            wanted.append(waiting() if state is JobState.READY else in_state(state))
+        if state not in (JobState.RUNNING, JobState.DEAD):
+            return _newest(jobs.where(*wanted), _c, before, limit)
+        # Few among all jobs: from the index that has no others, and sorted then.
+        few = sa.select(_c.id, _c.created_at).where(*wanted).cte("few").prefix_with("MATERIALIZED")
+        return _newest(jobs.where(_c.id.in_(_newest(sa.select(few.c.id), few.c, before, limit))), _c, None, limit)
 
     def _among(self, jobs: sa.CTE) -> sa.ColumnElement[bool]:
         ids = sa.select(jobs.c.id)
@@ -234,6 +255,14 @@ class JobStatements:
             micros = sa.cast(sa.extract("epoch", self._after("due")) * sa.literal_column("1000000"), sa.BigInteger)
             return micros - _PRIORITY
         return sa.bindparam("due_micros", type_=sa.BigInteger) - _PRIORITY
+
+
+def _newest(found: sa.Select[Any], of: Any, before: str | None, limit: int) -> sa.Select[Any]:
+    """The newest of these, and before this job."""
+    if before is not None:
+        last = sa.select(_c.created_at, _c.id).where(_c.id == before).subquery("last")
+        found = found.join(last, sa.tuple_(of.created_at, of.id) < sa.tuple_(last.c.created_at, last.c.id))
+    return found.order_by(of.created_at.desc(), of.id.desc()).limit(limit)
 
 
 def _text(state: str) -> sa.ColumnClause[str]:

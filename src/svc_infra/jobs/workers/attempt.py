@@ -8,10 +8,12 @@ from enum import StrEnum
 from typing import Any
 
 from svc_infra.jobs.context import JobContext
-from svc_infra.jobs.job import Job
+from svc_infra.jobs.job import DEFAULT_MAX_CRASHES, Job
 from svc_infra.jobs.task import Task
 from svc_infra.obs.context import Context
 from svc_infra.wiring import Wiring
+
+SUSPECT_CRASHES = DEFAULT_MAX_CRASHES - 1
 
 
 class Stop(StrEnum):
@@ -31,6 +33,8 @@ class Attempt:
         running: What runs it, once it has been started.
         scope: The context that it runs in, for what is told of it later.
         started: There is a handler to stop; before, the job can be handed back as it is.
+        queued: It waits for a process to run in, and need not go on waiting.
+        put_off_seconds: It is not to run now, but to be handed back for so long.
         finishing: The handler has ended; what is left is to tell the queue.
         completing: That is left to `Completions`.
         thread: The function that runs in one, where it does.
@@ -45,6 +49,8 @@ class Attempt:
         "context",
         "finishing",
         "job",
+        "put_off_seconds",
+        "queued",
         "running",
         "scope",
         "seconds",
@@ -64,12 +70,19 @@ class Attempt:
         self.thread: asyncio.Future[tuple[bool, Any]] | None = None
         self.stopped: Stop | None = None
         self.started = False
+        self.queued = False
+        self.put_off_seconds: float | None = None
         self.finishing = False
         self.completing = False
         self.written: tuple[int, int] | None = None
         self.seconds = 0.0
         self._begun = 0.0
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the next end of its worker would bury the job, whoever brought that about."""
+        return self.job.crashes >= SUSPECT_CRASHES and not (self.task is not None and self.task.cpu)
 
     @property
     def in_thread(self) -> bool:
@@ -92,13 +105,10 @@ class Attempt:
                 self._timer.cancel()
 
     def stop(self, why: Stop) -> None:
-        """Tell the handler to end, while it runs; one that has not begun will not, unless the worker just drains."""
+        """Tell the handler to end, while it runs; one that has not begun will not."""
         if self.stopped is not None or self.finishing:
             return
-        if self.started:
-            self.stopped = why
-            self.context.cancelled = True
-            if self.running is not None:
-                self.running.cancel()
-        elif why in (Stop.LOST, Stop.CANCELLED):
-            self.stopped = why
+        self.stopped = why
+        self.context.cancelled = True
+        if self.running is not None and (self.started or self.queued):
+            self.running.cancel()

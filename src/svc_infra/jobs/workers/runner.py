@@ -108,8 +108,9 @@ class Runner:
             raise StaleAttemptError
         if attempt.stopped is Stop.CANCELLED:
             await self._tell(attempt, Verdict("The job was cancelled.", Fate.CANCEL))
-        elif draining:
-            await self._outage.through(lambda: self._queue.release(job))
+        elif draining or attempt.put_off_seconds is not None:
+            delay_seconds = 0.0 if draining else attempt.put_off_seconds or 0.0
+            await self._outage.through(lambda: self._queue.release(job, delay_seconds=delay_seconds))
         elif attempt.task is None:
             await self._hand_on(attempt)
         else:
@@ -188,6 +189,7 @@ class Runner:
     async def _call(self, attempt: Attempt, task: Task[..., Any], session: AsyncSession | None) -> Any:
         timeout_seconds = attempt.job.timeout_seconds or self._default_timeout_seconds
         if task.cpu:
+            attempt.queued = True
             result = await self._processes.call(attempt.job, task, partial(attempt.begin, timeout_seconds))
             attempt.finish()
             return result

@@ -28,6 +28,7 @@ from svc_infra.wiring import Wiring
 PROGRESS_INTERVAL_SECONDS = 0.5  # between two writes of one job's progress
 CANCEL_GRACE_SECONDS = 5.0  # that a handler has to clean up when it is cancelled for a shutdown
 STALL_SECONDS = 60.0
+SUSPECT_PAUSE_SECONDS = 1.0  # that a suspect is handed back for while another one runs
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Worker:
         self._held: set[Attempt] = set()  # whose jobs are this worker's until the queue has been told of their ends
         self._waiting: deque[Attempt] = deque()  # those of them that have no slot yet
         self._running: set[asyncio.Task[None]] = set()  # the slots
+        self._suspect: Attempt | None = None  # that runs
         self._outage = Outage()
         self._runner = Runner(
             queue,
@@ -222,9 +224,18 @@ class Worker:
         draining = self._stopping.is_set()
         while self._waiting and (draining or len(self._running) < self._concurrency):
             attempt = self._waiting.popleft()
+            if attempt.is_suspect:
+                self._one_by_one(attempt)
             running = attempt.running = asyncio.create_task(self._runner.run(attempt, draining=draining))
             self._running.add(running)
             running.add_done_callback(self._ended)
+
+    def _one_by_one(self, suspect: Attempt) -> None:
+        """Tell a job that kills workers from those beside it: of these suspects one runs, and the others come later."""
+        if self._suspect is None:
+            self._suspect = suspect
+        else:
+            suspect.put_off_seconds = SUSPECT_PAUSE_SECONDS
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         self._running.discard(running)
@@ -234,6 +245,8 @@ class Worker:
 
     def _settled(self, attempt: Attempt) -> None:
         self._held.discard(attempt)
+        if self._suspect is attempt:
+            self._suspect = None
         self._moved.set()
 
     async def _report(self) -> None:

@@ -1,5 +1,6 @@
 -- ARGV: now, most finished jobs, and as MessagePack the attempts, each: id, token and, when there is one, the result.
 -- Returns for each whether the token was right.
+although_full()
 local answers, done = {}, 0
 for place, attempt in ipairs(cmsgpack.unpack(ARGV[3])) do
   local id = attempt[1]

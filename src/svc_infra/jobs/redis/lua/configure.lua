@@ -1,4 +1,5 @@
 -- ARGV: now, queue, 'pause', 'resume', or its configuration ('' for none).
+although_full()
 local queue, change = ARGV[2], ARGV[3]
 if change == 'pause' then
   redis.call('SADD', prefix .. ':paused', queue)

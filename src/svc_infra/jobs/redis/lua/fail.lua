@@ -1,5 +1,6 @@
 -- ARGV: now, id, token, most finished jobs, delay in microseconds, state to end in or '', error, fingerprint,
 -- crashes to count. Returns the new state; nil for a wrong token.
+although_full()
 local id, last = ARGV[2], ARGV[6] ~= '' and ARGV[6] or nil
 local job = held(id, ARGV[3], 'attempts', 'crashes', 'max_attempts')
 if not job then return false end

@@ -1,5 +1,6 @@
 -- ARGV: now, lease in microseconds, then id and token of each attempt. Returns the ids that are held, and which of
 -- them are to end.
+although_full()
 local lease_end = now + tonumber(ARGV[2])
 local ids, cancelled = {}, {}
 for place = 3, #ARGV, 2 do

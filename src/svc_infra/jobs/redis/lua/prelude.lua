@@ -16,7 +16,9 @@
 -- <p>:rate:<limit key>         string  when the next start is due if starts were even; expires at that time
 -- <p>:blocked:<limit key>      set     queues with a job that waits for one of the key to end
 -- <p>:paused, <p>:configured   set, hash   of queues; the configuration as JSON
+-- <p>:forgotten                string  how many finished jobs have been deleted
 -- <p>:void:<token>             string  this claim must not be made any more
+-- <p>:claim:<token>            list    the ids of a claim that may be given up; for a minute
 -- <p>:wake:<queue>             list    at most one element: something became ready; waiting workers block on it
 --
 -- A lane is "<queue> <priority> <limit key> <tenant>", or "<queue>" alone for priority 0, no limit and no tenant.
@@ -36,6 +38,10 @@ local function lane_key(queue, sublane, tenant)
   if sublane == PLAIN and tenant == '' then return key_of('ready', queue) end
   return key_of('ready', queue .. ' ' .. sublane .. ' ' .. tenant)
 end
+
+-- A server that is out of memory refuses what adds to it, but not to a script that has removed something before: with
+-- this jobs go on and end, and so make room, while no new ones are stored.
+local function although_full() redis.call('DEL', key_of('void', '')) end
 
 -- What many jobs do to one key is gathered, and done by `flush` with one command for each key: removals first.
 local removals, additions, counts = {}, {}, {}
@@ -206,6 +212,7 @@ local function forget(ids)
       if redis.call('GET', unique) == id then keys[#keys + 1] = unique end
     end
   end
+  if #ids > 0 then redis.call('INCRBY', prefix .. ':forgotten', #ids) end
   for first = 1, #keys, 2000 do redis.call('UNLINK', unpack(keys, first, math.min(first + 1999, #keys))) end
   flush()
 end

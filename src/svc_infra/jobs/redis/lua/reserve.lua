@@ -5,8 +5,10 @@
 --
 -- Tenants take turns by stride scheduling (Waldspurger and Weihl 1995): the one with the smallest pass is next, and a
 -- start moves its pass by 1 / weight. Of one tenant the smallest rank of all lanes is next. A lane that a limit holds
--- back is left for this call.
+-- back is left for this call. When those whose turn is next leave a claim room, it goes on to others.
 local LANES_LOOKED = 1000  -- of each tenant in each queue; when there are more, others each time
+local TENANTS_BEYOND, LANES_BEYOND = 1000, 10  -- likewise, of those whose turn is not next
+local REVOCABLE_SECONDS = 60  -- how long a claim that may be forbidden is remembered, for `abandon`
 local worker, limit, lease, token, sweep = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local max_crashes, max_finished, lease_ended, first_queue = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], 11
 local lost = {}
@@ -63,6 +65,7 @@ local function sweep_delayed(queue)
   end
 end
 
+although_full()
 local queues, settings = {}, {}
 for place = first_queue, #ARGV do queues[#queues + 1] = ARGV[place] end
 sweep_ended_leases()
@@ -70,57 +73,85 @@ for _, queue in ipairs(queues) do sweep_delayed(queue) end
 flush()
 
 -- What waits: by tenant its pass and its lanes.
-local weights, flows, turns, width = {}, {}, {}, 0
+local weights, flows, turns, width, met, beyond = {}, {}, {}, 0, {}, {}
 local paused = redis.call('SMISMEMBER', prefix .. ':paused', unpack(queues))
 local configured = redis.call('HMGET', prefix .. ':configured', unpack(queues))
+
+local function meet(queue, tenants, lanes_looked)
+  for at = 1, #tenants, 2 do
+    local tenant, pass = tenants[at], tonumber(tenants[at + 1])
+    if not met[queue][tenant] then
+      met[queue][tenant] = true
+      local flow = flows[tenant]
+      if not flow then
+        flow = { tenant = tenant, pass = pass, lanes = {}, met = {}, heap = {}, queues = {}, started = 0 }
+        flows[tenant] = flow
+      end
+      if not flow.waits then
+        flow.waits = true
+        turns[#turns + 1] = flow
+      end
+      flow.pass = math.max(flow.pass, pass)
+      flow.queues[#flow.queues + 1] = queue
+      local sublanes = redis.call('SRANDMEMBER', key_of('lanes', queue .. ' ' .. tenant), lanes_looked)
+      sublanes[#sublanes + 1] = PLAIN
+      for _, sublane in ipairs(sublanes) do
+        local lane = { queue = queue, sublane = sublane, key = lane_key(queue, sublane, tenant),
+          limit = string.match(sublane, ' (.*)$'), heads = {}, at = 1, read = 0 }
+        flow.lanes[#flow.lanes + 1], flow.met[#flow.met + 1] = lane, lane
+        width = width + 1
+      end
+    end
+  end
+end
+
 for place = #queues, 1, -1 do
   local queue = queues[place]
+  met[queue] = {}
   if configured[place] then
     settings[queue] = cjson.decode(configured[place])
     for tenant, weight in pairs(settings[queue].weights or {}) do weights[tenant] = weight end
   end
-  local tenants = paused[place] == 1 and {} or
-    redis.call('ZRANGE', key_of('tenants', queue), 0, math.max(limit, 2) - 1, 'WITHSCORES')
-  for at = 1, #tenants, 2 do
-    local tenant, pass = tenants[at], tonumber(tenants[at + 1])
-    local flow = flows[tenant]
-    if not flow then
-      flow = { tenant = tenant, pass = pass, lanes = {}, queues = {}, started = 0 }
-      flows[tenant] = flow
-      turns[#turns + 1] = flow
-    end
-    flow.pass = math.max(flow.pass, pass)
-    flow.queues[#flow.queues + 1] = queue
-    local sublanes = redis.call('SRANDMEMBER', key_of('lanes', queue .. ' ' .. tenant), LANES_LOOKED)
-    sublanes[#sublanes + 1] = PLAIN
-    for _, sublane in ipairs(sublanes) do
-      flow.lanes[#flow.lanes + 1] = { queue = queue, sublane = sublane, key = lane_key(queue, sublane, tenant),
-        limit = string.match(sublane, ' (.*)$'), heads = {}, at = 1, read = 0 }
-      width = width + 1
-    end
+  if paused[place] == 0 then
+    local most = math.max(limit, 2)
+    local tenants = redis.call('ZRANGE', key_of('tenants', queue), 0, most - 1, 'WITHSCORES')
+    meet(queue, tenants, LANES_LOOKED)
+    if #tenants == 2 * most then beyond[#beyond + 1] = queue end
   end
 end
-local page = width < 3 and limit or math.min(limit, 16)
+local page = width < 3 and limit or math.max(1, math.min(limit, 16, math.floor(1000 / width)))
 
-local function head(lane)
-  if lane.at > #lane.heads and not lane.closed then
+-- Whether a lane has a job at hand: its id at `at`, its rank behind it.
+local function has_head(lane)
+  if lane.at > #lane.heads then
     lane.heads = redis.call('ZRANGE', lane.key, lane.read, lane.read + page - 1, 'WITHSCORES')
     lane.read, lane.at = lane.read + page, 1
-    lane.closed = #lane.heads == 0
     for at = 2, #lane.heads, 2 do lane.heads[at] = tonumber(lane.heads[at]) end
   end
-  if not lane.closed then return lane.heads[lane.at], lane.heads[lane.at + 1] end
+  return #lane.heads > 0
 end
 
-local function next_lane(flow)
-  local best, best_id, best_rank
-  for _, lane in ipairs(flow.lanes) do
-    local id, rank = head(lane)
-    if id and (not best or rank < best_rank or (rank == best_rank and id < best_id)) then
-      best, best_id, best_rank = lane, id, rank
-    end
+-- Heaps: of flows, the next one first, and of each flow's lanes, that of the smallest rank.
+local function sooner(a, b) return a.pass < b.pass or (a.pass == b.pass and a.tenant < b.tenant) end
+local function older(a, b)
+  local rank, other = a.heads[a.at + 1], b.heads[b.at + 1]
+  return rank < other or (rank == other and a.heads[a.at] < b.heads[b.at])
+end
+local function sink(heap, before)
+  local at, top = 1, heap[1]
+  while heap[2 * at] do
+    local child = 2 * at
+    if heap[child + 1] and before(heap[child + 1], heap[child]) then child = child + 1 end
+    if not before(heap[child], top) then break end
+    heap[at] = heap[child]
+    at = child
   end
-  return best, best_id
+  heap[at] = top
+end
+local function drop(heap, before)
+  heap[1] = heap[#heap]
+  heap[#heap] = nil
+  if #heap > 1 then sink(heap, before) end
 end
 
 -- Limits: how many run, and how far the even starts are ahead of now (GCRA, ITU-T I.371).
@@ -164,57 +195,73 @@ local function opens(lane, id)
   return true
 end
 
--- The flows as a heap, the next one first.
-local function before(a, b) return a.pass < b.pass or (a.pass == b.pass and a.tenant < b.tenant) end
-local function sink()
-  local at, flow = 1, turns[1]
-  while turns[2 * at] do
-    local child = 2 * at
-    if turns[child + 1] and before(turns[child + 1], turns[child]) then child = child + 1 end
-    if not before(turns[child], flow) then break end
-    turns[at] = turns[child]
-    at = child
+local waiting = 0
+local claimed, expires, claims = {}, whole(now + lease), 0
+
+local function start_in_turn()
+  waiting = waiting + #turns
+  table.sort(turns, sooner)
+  while #turns > 0 and claims < limit do
+    local flow = turns[1]
+    if flow.is_read then  -- its first lane, to the end of a page
+      flow.is_read = false
+      if has_head(flow.heap[1]) then sink(flow.heap, older) else drop(flow.heap, older) end
+    end
+    for _, lane in ipairs(flow.met) do
+      if has_head(lane) then flow.heap[#flow.heap + 1] = lane end
+    end
+    if #flow.met > 0 then
+      table.sort(flow.heap, older)
+      flow.met = {}
+    end
+    local lane = flow.heap[1]
+    local id = lane and lane.heads[lane.at]
+    if not lane then
+      flow.waits = false
+      drop(turns, sooner)
+    elseif not opens(lane, id) then
+      drop(flow.heap, older)
+    else
+      lane.at = lane.at + 2
+      if lane.at > #lane.heads then flow.is_read = true else sink(flow.heap, older) end
+      claims = claims + 1
+      flow.started = flow.started + 1
+      flow.pass = flow.pass + 1 / (weights[flow.tenant] or 1)
+      sink(turns, sooner)
+      remove(lane.key, id)
+      remove(prefix .. ':ready', id)
+      local job = redis.call('HGETALL', job_key(id))
+      local created, attempts
+      for at = 1, #job, 2 do
+        if job[at] == 'created_at' then created = job[at + 1] elseif job[at] == 'attempts' then attempts = job[at + 1] end
+      end
+      if not created then
+        lost[#lost + 1] = id
+      else
+        add(prefix .. ':running', created, id)
+        add(prefix .. ':processing', expires, id .. ' ' .. lane.queue .. ' ' .. lane.limit)
+        count('queue ' .. lane.queue, 1)
+        if lane.limit ~= '' then count(lane.limit, 1) end
+        redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
+          token .. '-' .. claims, 'worker_id', worker, 'started_at', now_text, 'lease_expires_at', expires)
+        claimed[#claimed + 1] = { id, tostring(claims), job }
+      end
+    end
   end
-  turns[at] = flow
 end
 
-local waiting = #turns
-table.sort(turns, before)
-local claimed, expires, claims = {}, whole(now + lease), 0
-while #turns > 0 and claims < limit do
-  local flow = turns[1]
-  local lane, id = next_lane(flow)
-  if not lane then
-    turns[1] = turns[#turns]
-    turns[#turns] = nil
-    if #turns > 0 then sink() end
-  elseif not opens(lane, id) then
-    lane.closed = true
-  else
-    lane.at = lane.at + 2
-    claims = claims + 1
-    flow.started = flow.started + 1
-    flow.pass = flow.pass + 1 / (weights[flow.tenant] or 1)
-    sink()
-    remove(lane.key, id)
-    remove(prefix .. ':ready', id)
-    local job = redis.call('HGETALL', job_key(id))
-    local created, attempts
-    for at = 1, #job, 2 do
-      if job[at] == 'created_at' then created = job[at + 1] elseif job[at] == 'attempts' then attempts = job[at + 1] end
-    end
-    if not created then
-      lost[#lost + 1] = id
-    else
-      add(prefix .. ':running', created, id)
-      add(prefix .. ':processing', expires, id .. ' ' .. lane.queue .. ' ' .. lane.limit)
-      count('queue ' .. lane.queue, 1)
-      if lane.limit ~= '' then count(lane.limit, 1) end
-      redis.call('HSET', job_key(id), 'state', 'running', 'attempts', (attempts or 0) + 1, 'token',
-        token .. '-' .. claims, 'worker_id', worker, 'started_at', now_text, 'lease_expires_at', expires)
-      claimed[#claimed + 1] = { id, tostring(claims), job }
-    end
+start_in_turn()
+if claims < limit and #beyond > 0 then
+  for _, queue in ipairs(beyond) do
+    meet(queue, redis.call('ZRANDMEMBER', key_of('tenants', queue), TENANTS_BEYOND, 'WITHSCORES'), LANES_BEYOND)
   end
+  start_in_turn()
+end
+if ARGV[10] ~= '' and #claimed > 0 then
+  local ids = {}
+  for place, one in ipairs(claimed) do ids[place] = one[1] end
+  redis.call('RPUSH', key_of('claim', token), unpack(ids))
+  redis.call('EXPIRE', key_of('claim', token), REVOCABLE_SECONDS)
 end
 flush()
 
@@ -222,7 +269,7 @@ flush()
 for tenant, flow in pairs(flows) do
   local left = {}
   for _, lane in ipairs(flow.lanes) do
-    if lane.read == 0 or redis.call('EXISTS', lane.key) == 1 then
+    if lane.read == 0 or lane.at <= #lane.heads or redis.call('EXISTS', lane.key) == 1 then
       left[lane.queue] = true
     elseif lane.sublane ~= PLAIN then
       redis.call('SREM', key_of('lanes', lane.queue .. ' ' .. tenant), lane.sublane)
