@@ -26,6 +26,7 @@ LIBRARIES = (
     "pydantic_settings",
     "redis",
 )
+PATIENCE_SECONDS = 60
 
 
 class Interpreter:
