@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.fresh import Interpreter, interpreter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
@@ -67,29 +68,36 @@ def blocks() -> Iterator[tuple[str, str]]:
 BLOCKS = dict(blocks())
 
 
-def run(block: str, driver: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Save a block as `example.py` in an empty folder and run the driver, which imports it."""
-    (folder / "example.py").write_text(block)
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", driver],
-        cwd=folder,
-        env={"APP_ENV": "test", "HOME": str(folder), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+Run = Callable[[str, str], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[Interpreter]:
+    """An interpreter with no settings but these."""
+    with interpreter({"APP_ENV": "test", "PATH": os.environ["PATH"]}, "-W", "error") as made:
+        yield made
+
+
+@pytest.fixture
+def run(python: Interpreter, tmp_path: Path) -> Run:
+    """Saves a block as `example.py` in an empty folder and runs the driver, which imports it."""
+
+    def saved_and_run(block: str, driver: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "example.py").write_text(block)
+        return python.run(driver, tmp_path)
+
+    return saved_and_run
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_every_python_block_runs_and_its_app_is_ready(block: str, tmp_path: Path) -> None:
-    result = run(block, RUN, tmp_path)
+def test_every_python_block_runs_and_its_app_is_ready(block: str, run: Run) -> None:
+    result = run(block, RUN)
     assert result.returncode == 0, result.stderr
 
 
-def test_the_app_of_the_readme_does_what_the_readme_says(tmp_path: Path) -> None:
+def test_the_app_of_the_readme_does_what_the_readme_says(run: Run) -> None:
     [block] = [block for place, block in BLOCKS.items() if place.startswith("README.md")]
-    result = run(block, USE_THE_HOTEL, tmp_path)
+    result = run(block, USE_THE_HOTEL)
     assert result.returncode == 0, result.stderr
     assert "booking.confirmed" in result.stdout + result.stderr
 

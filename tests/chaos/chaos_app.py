@@ -9,14 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.db.add import add_db
 from svc_infra.jobs import JobContext, task
 from svc_infra.jobs.add import add_jobs
-from svc_infra.redis import connect
 from svc_infra.wiring import Part, wiring_of
 from tests.chaos.history import Event, History
 
@@ -53,10 +51,12 @@ async def in_sql(number: int, context: JobContext, session: AsyncSession, histor
 
 
 @task(name="chaos")
-async def in_redis(number: int, context: JobContext, client: Redis, history: History) -> tuple[int, str]:
+async def in_redis(number: int, context: JobContext, history: History) -> tuple[int, str]:
     """Add the token to a set, which Redis cannot do together with the end of the job."""
+    from redis.asyncio import Redis  # each of many processes on SQL begins the sooner
+
     ended = await _work(number, context, history)
-    await client.sadd(EFFECTS, f"{context.job.id} {context.token}")
+    await context.get(Redis).sadd(EFFECTS, f"{context.job.id} {context.token}")
     history.note(Event("ended", context.job.id, context.token))
     return ended
 
@@ -71,6 +71,10 @@ def make() -> FastAPI:
         add_db(app)
         add_jobs(app, tasks=[in_sql])
         return app
+
+    from redis.asyncio import Redis
+
+    from svc_infra.redis import connect
 
     @asynccontextmanager
     async def connected() -> AsyncIterator[None]:

@@ -154,7 +154,7 @@ async def stops_in(queue: JobQueue, idle: Callable[[], bool | Awaitable[bool]]) 
         await until(idle)
         stopped = time.perf_counter()
         one.stop()
-        await running
+        await asyncio.wait_for(running, 20)
         taken.append(time.perf_counter() - stopped)
         if taken[-1] < 0.1:
             break
