@@ -177,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(BadRequestError("That is no handshake of a websocket."))
 
     def _too_large(self) -> SvcInfraError | None:
-        limits, headers = self._limits, self.scope["headers"]
+        limits, headers = self._limits, self.headers
         if len(self.url) > limits.max_url_bytes:
             return UriTooLongError()
         size = sum(len(name) + len(value) for name, value in headers)
