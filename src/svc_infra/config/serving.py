@@ -36,6 +36,9 @@ class EdgeSettings(Section):
         20.0, description="Longest wait for a request's body, beyond the time that the slowest rate allows."
     )
     min_body_bytes_per_second: PositiveInt = 500
+    send_timeout_seconds: PositiveSeconds = Field(
+        60.0, description="Longest that a client may take nothing of an answer that waits for it."
+    )
     handler_timeout_seconds: Seconds = Field(60.0, description="Longest time until an answer begins; 0 for any time.")
     max_concurrency: PositiveInt = Field(1000, description="Handlers that run at once in one process.")
     max_queue: Annotated[int, Field(ge=0)] = Field(1000, description="Requests that wait for one of them to end.")

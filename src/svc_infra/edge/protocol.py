@@ -4,7 +4,7 @@ uvicorn with httptools keeps the headers of a request in memory for as long as t
 memory, by one connection, of which no app ever hears. And it waits for ever for a request's end, and for its beginning
 on a connection that has not had one. `EDGE_MAX_URL_BYTES` and `EDGE_MAX_HEADER_BYTES`, which the edge holds complete
 requests to, bound the incomplete ones here, and what stands between and behind the chunks of a body;
-`EDGE_HEADER_TIMEOUT_SECONDS` bounds the wait.
+`EDGE_HEADER_TIMEOUT_SECONDS` bounds the wait, and `EDGE_SEND_TIMEOUT_SECONDS` that for a client which does not read.
 
 Two things it does otherwise than HTTP wants: trailer fields, which follow a body, become headers of the request, so
 that a client can slip in what a proxy takes off (RFC 9110, section 6.5.1); and of a request that offers to change to
@@ -82,6 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._max_bytes = limits.max_url_bytes + limits.max_header_bytes
         self._seconds = limits.header_timeout_seconds
         self._deadline: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
         self._is_over = False
         self._bytes = 0
         """Of headers that are not complete, or since the last part of a body that is not."""
@@ -98,6 +99,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End all waiting."""
         self._wait_no_longer()
+        self._look_no_longer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -150,6 +152,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self.parser = _Continuation(self, framing).parser
             self._unread = self._data[upgrade.args[0] :]
 
+    def pause_writing(self) -> None:
+        """Have the app wait until the client has taken some of its answer, and look whether it does."""
+        super().pause_writing()
+        self._look_no_longer()
+        self._look_again(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Let the app go on."""
+        self._look_no_longer()
+        super().resume_writing()
+
     def handle_websocket_upgrade(self) -> None:
         """Leave the connection to the protocol of websockets; what that cannot read is refused, not waited for."""
         self._wait_no_longer()
@@ -164,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(BadRequestError("That is no handshake of a websocket."))
 
     def _too_large(self) -> SvcInfraError | None:
-        limits, headers = self._limits, self.scope["headers"]
+        limits, headers = self._limits, self.headers
         if len(self.url) > limits.max_url_bytes:
             return UriTooLongError()
         size = sum(len(name) + len(value) for name, value in headers)
@@ -197,6 +210,21 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _look_again(self, waiting_bytes: int) -> None:
+        self._look = self.loop.call_later(self._limits.send_timeout_seconds, self._look_after, waiting_bytes)
+
+    def _look_after(self, waiting_bytes: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < waiting_bytes:
+            self._look_again(left)
+        else:  # nothing was taken: a close would wait for ever, too
+            self.transport.abort()
+
+    def _look_no_longer(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _give_up(self) -> None:
         self._deadline = None
