@@ -75,6 +75,23 @@ async def test_the_log_has_the_documented_lines_after_the_commit(
     assert vars(lines[1])["reason"] == "manual"
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_log_says_at_debug_why_a_cookie_is_not_accepted_and_the_client_is_not_told(
+    sqlite_stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada, other = await sqlite_stage.person("ada"), await sqlite_stage.person("ada")
+    await ada.start(sqlite_stage.ids["bob"])
+    token = ada.http.cookies["impersonation"]
+    await ada.stop()
+    with caplog.at_level(logging.DEBUG, "svc_infra.api.fastapi.admin"):
+        for who, value in ((ada, token), (other, token), (ada, "x")):
+            answer = await who.send("GET", "/whoami", headers={"Cookie": f"impersonation={value}"})
+            assert answer.json()["code"] == "impersonation_ended"
+            assert "manual" not in answer.text
+    lines = [record for record in caplog.records if record.message == "admin.impersonation.not_accepted"]
+    assert [vars(line)["refusal"].partition(",")[0] for line in lines] == ["manual", *["its time is over"] * 2]
+
+
 @pytest.mark.parametrize("env", ["test", "prod"])
 async def test_the_cookie_is_out_of_reach_of_scripts_other_sites_and_in_prod_of_networks(
     env: str, sqlite_db: AsyncDatabase, clock: FakeClock, monkeypatch: pytest.MonkeyPatch

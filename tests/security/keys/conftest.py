@@ -8,6 +8,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from svc_infra.cache import add_cache
 from svc_infra.db import AsyncDatabase
 from svc_infra.obs import context
 from svc_infra.security import Organizations
@@ -80,6 +81,14 @@ async def client(db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Client]:
 async def here(sqlite_db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Client]:
     """For what does not depend on the engine."""
     async with running(with_keys(sqlite_db, clock), clock) as client:
+        yield client
+
+
+@pytest.fixture
+async def cached(sqlite_db: AsyncDatabase, clock: FakeClock) -> AsyncIterator[Client]:
+    app = with_keys(sqlite_db, clock, auth={"token_cache": "on"})
+    add_cache(app)
+    async with running(app, clock) as client:
         yield client
 
 

@@ -16,7 +16,7 @@ from svc_infra.db import AsyncDatabase
 from svc_infra.security.access.http import routes_without_policy
 from svc_infra.security.audit import AuditEntry
 from svc_infra.security.models import Membership, User
-from svc_infra.security.organizations import Invitation, TeamMember
+from svc_infra.security.organizations import Invitation, Organizations, TeamMember
 from svc_infra.security.organizations.add import add_organizations
 from svc_infra.security.permissions import register_role
 from svc_infra.tenancy.http import RequireTenantPermission
@@ -316,6 +316,29 @@ async def test_a_role_in_the_tenant_permits_there_what_it_says(here: Client, sql
         for service in (True, False):
             key = (await made(ana, scopes=scopes, organization_id=org_id, service=service))["key"]
             assert (await call(here, key, "/pay")).status_code == status
+
+
+async def test_members_come_in_pages(here: Client, sqlite_db: AsyncDatabase) -> None:
+    ana, ana_id = await person(here, sqlite_db, "ana")
+    org = await founded(ana)
+    others = [await here.register(f"{name}@example.com") for name in ("bob", "cid")]
+    async with sqlite_db.session() as session:
+        for user_id in others:
+            await Organizations(session).add_member(UUID(org.removeprefix("/orgs/")), user_id)
+    ids = [ana_id, *map(str, others)]
+
+    async def page(**query: str) -> list[str]:
+        answer = await here.http.get(f"{org}/members", params=query, headers=ana.bearer)
+        assert answer.status_code == 200, answer.text
+        return [one["user_id"] for one in answer.json()]
+
+    assert await page(limit="2") == ids[:2]
+    assert await page(limit="2", after=ids[1]) == ids[2:]
+    assert await page(after=ids[2]) == []
+    assert await page() == ids
+    for wrong, status in ({"after": str(uuid4())}, 404), ({"after": "x"}, 422), ({"limit": "1001"}, 422):
+        answer = await here.http.get(f"{org}/members", params=wrong, headers=ana.bearer)
+        assert answer.status_code == status
 
 
 async def test_every_change_is_on_record_in_the_organizations_own_chain(here: Client, sqlite_db: AsyncDatabase) -> None:

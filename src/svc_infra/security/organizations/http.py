@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request, params
+from fastapi import APIRouter, Query, Request, params
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
 from svc_infra.db.http import DbSession, ReadSession
@@ -12,13 +12,15 @@ from svc_infra.security.access import check_permission_name, declares, policy_of
 from svc_infra.security.accounts import MAX_EMAIL_CHARACTERS, Accounts
 from svc_infra.security.http import Identity, LoggedIn, PrivateRoute, shared
 from svc_infra.security.organizations.invitations import MAX_TOKEN_CHARACTERS, Invitations
-from svc_infra.security.organizations.members import Members
+from svc_infra.security.organizations.members import MAX_LISTED, Members
 from svc_infra.security.organizations.organizations import MAX_NAME_CHARACTERS, MAX_SLUG_CHARACTERS, Organizations
 from svc_infra.security.organizations.teams import Teams
 from svc_infra.wiring import wiring_of
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Role = Annotated[str, Field(min_length=1, max_length=32)]
+After = Annotated[UUID | None, Query(description="The `user_id` of the last one of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LISTED)]
 
 
 def RequireOrganizationPermission(*permissions: str) -> params.Depends:  # noqa: N802 - reads like its relatives
@@ -186,9 +188,11 @@ def _add_organizations(router: APIRouter) -> None:
 
 def _add_members(router: APIRouter) -> None:
     @router.get("/{organization_id}/members", dependencies=_needs("organization.member.read"))
-    async def list_members(organization_id: UUID, request: Request, session: ReadSession) -> list[MemberOut]:
-        """Who belongs to the organization."""
-        members = await shared(request, Members).list(session, organization_id)
+    async def list_members(
+        organization_id: UUID, request: Request, session: ReadSession, after: After = None, limit: Limit = MAX_LISTED
+    ) -> list[MemberOut]:
+        """Who belongs to the organization, oldest membership first."""
+        members = await shared(request, Members).list(session, organization_id, after=after, limit=limit)
         return [MemberOut.model_validate(member) for member in members]
 
     @router.patch(

@@ -66,12 +66,30 @@ class Members:
         self._user = user_model
         self._clock = clock or SystemClock()
 
-    async def list(self, session: AsyncSession, organization_id: UUID, *, limit: int = MAX_LISTED) -> list[Member]:
-        """The members, oldest membership first."""
+    async def list(
+        self, session: AsyncSession, organization_id: UUID, *, after: UUID | None = None, limit: int = MAX_LISTED
+    ) -> list[Member]:
+        """The members, oldest membership first.
+
+        Args:
+            session: The unit of work.
+            organization_id: Whose.
+            after: Only those who came after this member, the last one of the page before.
+            limit: How many at most.
+
+        Raises:
+            NotFoundError: That one is no member any more.
+        """
+        wanted = [Membership.organization_id == organization_id]
+        if after is not None:
+            last = select(Membership.id).where(*wanted, Membership.user_id == after)
+            if (last_id := await session.scalar(last)) is None:
+                raise NotFoundError("Member", after)
+            wanted.append(Membership.id > last_id)
         rows = await session.execute(
             select(Membership.user_id, self._user.email, Membership.role)
             .join(self._user, self._user.id == Membership.user_id)
-            .where(Membership.organization_id == organization_id)
+            .where(*wanted)
             .order_by(Membership.id)
             .limit(limit)
         )

@@ -17,6 +17,8 @@ from svc_infra.types import new_id
 MAX_TEAMS = 100
 """Teams of one organization."""
 MAX_NAME_CHARACTERS = 100
+MAX_LISTED = 1000
+"""Members given in one list."""
 
 
 class Teams:
@@ -70,14 +72,14 @@ class Teams:
         await self._record("team.deleted", team_id, {})
 
     async def members(self, team_id: UUID) -> list[UUID]:
-        """Who belongs to a team.
+        """Who belongs to a team, the first `MAX_LISTED` of them.
 
         Raises:
             NotFoundError: There is no such team.
         """
         await self._existing(team_id)
         wanted = select(TeamMember.user_id).where(TeamMember.team_id == team_id).order_by(TeamMember.id)
-        return list(await self._session.scalars(wanted))
+        return list(await self._session.scalars(wanted.limit(MAX_LISTED)))
 
     async def add(self, team_id: UUID, user_id: UUID) -> None:
         """Put a member of the organization into a team; one who is there already stays.
@@ -89,7 +91,8 @@ class Teams:
         mine = (Membership.organization_id == self._organization_id, Membership.user_id == user_id)
         if await self._session.scalar(select(Membership.id).where(*mine).with_for_update()) is None:
             raise NotFoundError("Member", user_id)
-        if user_id in await self.members(team_id):
+        there = (TeamMember.team_id == team_id, TeamMember.user_id == user_id)
+        if await self._session.scalar(select(TeamMember.id).where(*there)) is not None:
             return
         self._session.add(TeamMember(id=new_id(), team_id=team_id, user_id=user_id))
         await self._session.flush()
