@@ -15,6 +15,7 @@ from svc_infra.jobs.redis import claims
 from svc_infra.jobs.redis.claims import VOID_SECONDS, Terms
 from svc_infra.jobs.redis.queue import RedisJobQueue
 from svc_infra.obs.context import Context, enter, leave
+from svc_infra.redis import connect
 
 TOKEN = "t" * 32
 
@@ -262,3 +263,39 @@ async def test_a_caller_that_is_cancelled_harms_nobody_who_enqueues_with_it(queu
     calls[1].cancel()
     assert await asyncio.gather(*calls, return_exceptions=True) != ["0", "1", "2"]
     assert [await call for call in (calls[0], calls[2])] == ["0", "2"]
+
+
+# -------------------------------------------------------------------------------------------------- kept connections
+
+
+async def numbers(client: redis.Redis, name: str) -> set[str]:
+    return {one["id"] for one in await client.client_list() if one["name"] == name}
+
+
+async def test_lone_steps_share_a_connection_that_is_kept_and_replaced(valkey_url: str, client: redis.Redis) -> None:
+    async with connect(valkey_url, client_name="steps") as own:
+        queue = RedisJobQueue(own)
+        await queue.enqueue("a")  # sends the script from the pool
+        of_the_pool = str(await own.client_id())
+        await queue.enqueue("a")
+        (kept,) = await numbers(client, "steps") - {of_the_pool}
+        await client.client_kill_filter(_id=kept)
+        await queue.enqueue("a")
+        (again,) = await numbers(client, "steps") - {of_the_pool}
+        assert again != kept
+        await queue.enqueue("a")
+        assert await numbers(client, "steps") == {of_the_pool, again}
+        assert set(await asyncio.gather(*(own.client_id() for _ in range(2)))) & {int(again)} == set()
+        await queue.close()
+        assert int(again) in await asyncio.gather(*(own.client_id() for _ in range(3)))
+
+
+async def test_of_a_small_pool_no_connection_is_kept_from_those_who_wait(valkey_url: str) -> None:
+    async with connect(valkey_url, max_connections=1, timeout_seconds=2.0) as own:
+        queue = RedisJobQueue(own)
+        await queue.enqueue_many([JobRequest(name="a") for _ in range(5)])
+        jobs = await queue.reserve(worker_id="w", limit=5)
+        await asyncio.gather(*(queue.ack(job) for job in jobs), *(queue.stats() for _ in range(5)))
+        await queue.wait(0.01)
+        assert (await queue.stats()).counts[JobState.SUCCEEDED] == 5
+        await queue.close()

@@ -67,6 +67,15 @@ class Service:
         """Who has answered so many requests; each on a connection of its own, so that any worker may."""
         return {int(CLIENT.get(f"{self.url}/ping").text) for _ in range(times)}
 
+    def ping_all(self, workers: int) -> tuple[set[int], int]:
+        """Who they are, once each has answered (they begin one after the other), and how many requests that took."""
+        sent, pids, until = 0, set[int](), monotonic() + WAIT_SECONDS
+        while len(pids) < workers and monotonic() < until:
+            pids |= self.ping(10)
+            sent += 10
+        assert len(pids) == workers
+        return pids, sent
+
     def samples(self) -> Samples:
         families = text_string_to_metric_families(CLIENT.get(f"{self.url}/metrics").text)
         return [(one.name, one.labels, one.value) for family in families for one in family.samples]
@@ -115,16 +124,12 @@ def _answers(url: str) -> bool:
 def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) -> None:
     with service(tmp_path, workers=3) as shop:
         requests: dict[str, str] = {"route": "/ping", "code": "200"}
-        sent, pids, until = 0, set[int](), monotonic() + WAIT_SECONDS
-        while len(pids) < 3 and monotonic() < until:
-            pids |= shop.ping(10)
-            sent += 10
-        assert len(pids) == 3
+        pids, sent = shop.ping_all(3)
         for _ in range(9):  # whoever answers
             shop.wait_for_total(sent, "http_server_requests_total", **requests)
         victim = pids.pop()
         os.kill(victim, signal.SIGKILL)
-        born: set[int] = set()
+        born, until = set[int](), monotonic() + WAIT_SECONDS
         while not born and monotonic() < until:
             born = shop.ping(10) - pids - {victim}
             sent += 10
@@ -145,7 +150,7 @@ def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) ->
 
 def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) -> None:
     with service(tmp_path, workers=2) as shop, ThreadPoolExecutor(1) as threads:
-        before = shop.ping(30)
+        before, sent = shop.ping_all(2)
         hanging = threads.submit(CLIENT.get, f"{shop.url}/hang")
         shop.wait_for_total(1, "http_server_inflight_requests")
         for pid in before:
@@ -156,7 +161,7 @@ def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) ->
         while not _answers(shop.url) and monotonic() < until:
             pass
         assert shop.total("http_server_inflight_requests") == 0
-        shop.wait_for_total(30, "http_server_requests_total", route="/ping")
+        shop.wait_for_total(sent, "http_server_requests_total", route="/ping")
 
 
 def work(pipe: Connection, folder: str, number: int) -> None:

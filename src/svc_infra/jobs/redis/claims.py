@@ -12,6 +12,7 @@ from svc_infra.errors import SvcInfraError, UnavailableError
 from svc_infra.jobs.backends.checked import LEASE_ENDED, SWEEP_LIMIT_JOBS
 from svc_infra.jobs.job import Job, JobState
 from svc_infra.jobs.redis.hashes import duration, moment_of, read_job
+from svc_infra.jobs.redis.kept import KeptConnection
 from svc_infra.jobs.redis.scripts import Scripts
 from svc_infra.redis import translating
 
@@ -52,15 +53,14 @@ class Claims:
         self._terms = Terms("", ("default",), 0.0, 0)  # of the last claim
         self._ahead: list[Job] = []  # what `wait` has claimed for the next `claim`
         self._next: tuple[float, str] | None = None  # when more comes by itself, in the loop's time, and in which queue
-        self._idle: Any = None  # the connection on which `wait` waited last
+        self._waiting_on = KeptConnection(scripts.client)
         self._aside: set[asyncio.Task[None]] = set()
 
     async def close(self) -> list[Job]:
         """Give the connection back; what was claimed and nobody took."""
         ahead, self._ahead = self._ahead, []
         await asyncio.gather(*self._aside)
-        idle, self._idle = self._idle, None
-        await self._release(idle)
+        await self._waiting_on.close()
         return ahead
 
     async def claim(self, worker_id: str, queues: list[str], limit: int, lease_seconds: float) -> list[Job]:
@@ -101,34 +101,20 @@ class Claims:
     async def _look_out(self, block_seconds: float) -> bool:
         scripts, terms = self._scripts, self._terms
         keys = [f"{scripts.prefix}:wake:{name}" for name in terms.queues]
-        pool = getattr(scripts.client, "connection_pool", None)
-        if terms.room < 1 or self._ahead or not scripts.server_time or pool is None:
+        if terms.room < 1 or self._ahead or not scripts.server_time or not self._waiting_on.can_ask:
             with translating():
                 return bool(await scripts.client.blpop(keys, timeout=block_seconds))
         token = secrets.token_hex(16)
         void = f"{scripts.prefix}:void:{token}"
-        commands = (("BLPOP", *keys, block_seconds), scripts.command("reserve", *self.arguments(terms, token, void)))
-        connection, self._idle = self._idle, None
+        claim = scripts.command("reserve", *self.arguments(terms, token, void))
         try:
             with translating():
-                if connection is None:
-                    connection = await pool.get_connection()
-                else:
-                    await pool.ensure_connection(connection)  # the server may have closed it meanwhile
-                await connection.send_packed_command(connection.pack_commands(commands))
-                woken, claimed = [await connection.read_response() for _ in commands]
+                woken, claimed = await self._waiting_on.ask(("BLPOP", *keys, block_seconds), claim)
         except BaseException:  # cancelled or cut off: the server may have claimed all the same
             self._run_aside("abandon", token, VOID_SECONDS, self._max_finished)
-            await self._release(connection)
             raise
         self._ahead += self._read(terms, token, claimed)
-        spare, self._idle = self._idle, connection  # its return to the pool would be in the way of the job's start
-        await self._release(spare)
         return bool(woken or self._ahead)
-
-    async def _release(self, connection: Any) -> None:
-        if connection is not None:
-            await self._scripts.client.connection_pool.release(connection)
 
     def arguments(self, terms: Terms, token: str, void: str = "") -> tuple[str | int, ...]:
         """What the script "reserve" is given; `void` is the key that forbids this claim where it is set."""

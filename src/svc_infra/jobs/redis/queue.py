@@ -104,6 +104,7 @@ class RedisJobQueue(CheckedQueue):
         """Hand back what nobody took, and close the connections, unless they are the caller's."""
         for job in await self._claims.close():
             await self._release(job, 0.0)
+        await self._scripts.close()
         if self._url is not None:
             await self._client.aclose()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from svc_infra._optional import need
 from svc_infra.jobs.redis.hashes import micros
+from svc_infra.jobs.redis.kept import KeptConnection
 from svc_infra.redis import translating
 from svc_infra.types import Clock
 
@@ -26,6 +27,11 @@ class Scripts:
         self.client = client
         self.prefix = prefix
         self._clock = clock
+        self._kept = KeptConnection(client)
+
+    async def close(self) -> None:
+        """Give back the connection that is kept."""
+        await self._kept.close()
 
     @property
     def server_time(self) -> bool:
@@ -38,11 +44,14 @@ class Scripts:
         Raises:
             UnavailableError, ConfigurationError, SvcInfraError: See `svc_infra.redis.translating`.
         """
+        command = self.command(name, *arguments)
         with translating():
             try:
-                return await self.client.execute_command(*self.command(name, *arguments))
+                if self._kept.can_ask:
+                    return (await self._kept.ask(command))[0]
+                return await self.client.execute_command(*command)
             except need("redis.exceptions").NoScriptError:
-                return await self.client.eval(script(name)[0], *self.command(name, *arguments)[2:])
+                return await self.client.eval(script(name)[0], *command[2:])
 
     def command(self, name: str, *arguments: str | int | bytes) -> tuple[str | int | bytes, ...]:
         """The command that runs a script which the server knows."""
