@@ -183,7 +183,9 @@ async def test_a_running_job_is_cancelled_and_the_latest_tick_runs_when_it_has_e
 
 
 @pytest.mark.parametrize("overlap", ["buffer_one", "cancel_previous"])
-async def test_schedulers_that_die_over_an_overlap_leave_one_job_at_a_time(places: Places, overlap: str) -> None:
+async def test_schedulers_that_die_over_an_overlap_leave_one_job_at_a_time(
+    places: Places, overlap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, write = places[1], places[1].write
     dying: list[str] = []
 
@@ -196,7 +198,7 @@ async def test_schedulers_that_die_over_an_overlap_leave_one_job_at_a_time(place
             raise ConnectionError
         return written
 
-    store.write = write_and_die  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "write", write_and_die)
     await tick(places, 0, overlap=overlap)
     await tick(places, 10, overlap=overlap)
     first = await started(places, 10)
