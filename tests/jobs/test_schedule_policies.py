@@ -180,6 +180,39 @@ async def test_a_running_job_is_cancelled_and_the_latest_tick_runs_when_it_has_e
     assert outcomes == [(10, "stored"), (20, "replaced"), (30, "stored")]
 
 
+@pytest.mark.parametrize("overlap", ["buffer_one", "cancel_previous"])
+async def test_schedulers_that_die_over_an_overlap_leave_one_job_at_a_time(
+    places: Places, overlap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = places[1], places[1].write
+    dying: list[str] = []
+
+    async def write_and_die(*arguments: Any) -> Any:
+        death = dying.pop() if dying else ""
+        if death == "before":
+            raise ConnectionError
+        written = await write(*arguments)
+        if death == "after":
+            raise ConnectionError
+        return written
+
+    monkeypatch.setattr(store, "write", write_and_die)
+    await tick(places, 0, overlap=overlap)
+    await tick(places, 10, overlap=overlap)
+    first = await started(places, 10)
+    dying += ["after", "before"]  # the first one dies before, the second after
+    for _ in range(3):
+        await tick(places, 20, overlap=overlap)
+    assert await jobs(places) == [10]
+    assert (await places[0].heartbeat([first])).cancelled == ({first.id} if overlap == "cancel_previous" else set())
+    await places[0].fail(first, error="stopped", cancelled=True)
+    dying += ["after", "before"]
+    for _ in range(3):
+        await tick(places, 25, overlap=overlap)
+    assert await jobs(places, JobState.READY, JobState.RUNNING) == [20]
+    assert await ticks(places) == [(10, "stored", 0, None), (20, "stored", 0, None)]
+
+
 async def test_missed_ticks_do_not_overlap_either(places: Places) -> None:
     policies: dict[str, Any] = {"missed": "run_all", "overlap": "buffer_one"}
     for minute in (0, 45):

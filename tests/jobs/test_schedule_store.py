@@ -110,6 +110,8 @@ async def test_a_job_that_redis_keeps_no_longer_has_ended(sqlite_db: AsyncDataba
     await scheduler.tick()
     clock.advance(10)
     assert len(await scheduler.tick()) == 1
+    clock.advance(10)
+    assert await scheduler.tick() == []  # it is still on its way
     assert await relay.run_once() == 1
     (job,) = await queue.reserve(worker_id="w")
     await queue.ack(job)

@@ -204,6 +204,16 @@ async def test_a_kept_connection_that_fails_or_is_cancelled_is_not_used_again(po
     assert (await connections.fetch_kept(ENDS, pid))[0]["pid"] not in (first, second)
 
 
+async def test_a_connection_that_is_in_use_while_its_pool_is_disposed_of_is_closed_after_that(
+    postgres_url: str,
+) -> None:
+    db = AsyncDatabase(postgres_url)
+    async with PostgresConnections(db).one() as driver:
+        await db.dispose()
+        assert await driver.fetchval("SELECT 1") == 1
+    assert driver.is_closed()
+
+
 async def test_claims_pass_no_dead_index_entries_while_an_old_transaction_is_open(
     migrated_postgres_url: str, postgres_db: AsyncDatabase
 ) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from svc_infra.config import Settings
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.sql.migrate import upgrade
+from svc_infra.db.unit_of_work import UnitOfWork
 from svc_infra.errors import UnavailableError
 from svc_infra.jobs import InMemoryJobQueue, Job, JobContext, JobQueue, JobState, RedisJobQueue, SqlJobQueue, task
 from svc_infra.testing import FakeClock
@@ -109,6 +110,34 @@ async def test_a_completion_that_cannot_be_stored_takes_the_effects_with_it(db: 
     async with working(queue, write, wiring=wired(db, queue)):
         job = await until_state(queue, job_id)
     assert (job.state, job.attempts) == (JobState.SUCCEEDED, 2)
+    assert await effects(db) == [7]
+
+
+async def test_a_commit_whose_answer_is_lost_has_ended_the_job_and_had_its_effects_once(
+    db: AsyncDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: list[AsyncSession] = []
+    commit = UnitOfWork.commit
+
+    async def commit_and_lose(session: UnitOfWork) -> None:
+        await commit(session)
+        if session in handlers:
+            raise UnavailableError("The connection broke with the answer.")
+
+    monkeypatch.setattr(UnitOfWork, "commit", commit_and_lose)
+
+    @task
+    async def lose(session: AsyncSession) -> None:
+        handlers.append(session)
+        await write.function(7, session)
+
+    queue = SqlJobQueue(db, backoff_seconds=0.001)
+    job_id = await lose.options(on=queue).enqueue()
+    async with working(queue, lose, wiring=wired(db, queue)):
+        await until_state(queue, job_id)
+    job = await queue.get(job_id)
+    assert job is not None
+    assert (job.state, job.attempts, len(handlers)) == (JobState.SUCCEEDED, 1, 1)
     assert await effects(db) == [7]
 
 

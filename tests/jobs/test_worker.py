@@ -194,7 +194,19 @@ async def test_a_task_with_a_session_needs_an_app() -> None:
         Worker(InMemoryJobQueue(), [write])
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"queues": ()}, {"queues": "mail"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency": 0},
+        {"queues": ()},
+        {"queues": "mail"},
+        {"queues": ["two words"]},
+        {"queues": [str(number) for number in range(101)]},
+        {"lease_seconds": 0},
+        {"worker_id": "two words"},
+    ],
+    ids=str,
+)
 def test_a_worker_that_could_never_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="A worker needs"):
         Worker(InMemoryJobQueue(), [double], **options)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RESERVE_LIMIT_JOBS = 1000
 """How many jobs one `reserve` claims at most, whatever it is asked for."""
+QUEUES_LIMIT = 100
+"""How many queues one `reserve` can name."""
 ENQUEUE_LIMIT_JOBS = 10_000
 """How many jobs one `enqueue_many` stores at most."""
 STORE_LIMIT_JOBS = 10_000

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from svc_infra.errors import ConfigurationError, ConflictError, NotFoundError, ValidationError
 from svc_infra.jobs import JobContext, task
 from svc_infra.jobs.flows import Batch, Flows, FlowState, StepState, Workflow
+from svc_infra.jobs.flows import flows as flows_module
 from tests.jobs.flows.flowing import Room
 
 
@@ -167,6 +170,29 @@ async def test_a_thousand_jobs_are_one_batch(flowing: Room) -> None:
     assert (flow.total, flow.active) == (1000, 1000)
     page = await flowing.flows.steps(flow_id, limit=10, skip=990)
     assert [step.name for step in page] == [f"n{number}" for number in range(990, 1000)]
+
+
+async def test_flows_are_purged_a_few_steps_at_a_time(flowing: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows_module, "PURGE_LIMIT_STEPS", 3)
+    ids = []
+    for size in (1, 8, 2, 1, 3):
+        batch = Batch("cancelled")
+        for number in range(size):
+            batch.add(item, {"number": number})
+        ids.append(await batch.start(on=flowing.flows))
+        await flowing.flows.cancel(ids[-1])
+    await flowing.sweep(3600)  # of jobs that were on their way to Redis
+    deleted: list[int] = []
+
+    def note(connection: object, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("DELETE FROM svc_flow_steps"):
+            deleted.append(cursor.rowcount)
+
+    event.listen(flowing.db.engine.sync_engine, "after_cursor_execute", note)
+    assert await flowing.flows.purge(older_than_seconds=-1, limit=4) == 4
+    assert await flowing.flows.purge(older_than_seconds=-1) == 1
+    assert (sum(deleted), max(deleted)) == (15, 3)
+    assert await flowing.flows.list() == []
 
 
 def test_a_batch_has_a_limit() -> None:

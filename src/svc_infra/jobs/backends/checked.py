@@ -39,6 +39,7 @@ from svc_infra.jobs.job import (
 from svc_infra.jobs.queue import (
     ENQUEUE_LIMIT_JOBS,
     LIST_LIMIT_JOBS,
+    QUEUES_LIMIT,
     RESERVE_LIMIT_JOBS,
     STORE_LIMIT_JOBS,
     Beat,
@@ -51,8 +52,6 @@ from svc_infra.obs import metrics
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-QUEUES_LIMIT = 100
-"""How many queues one `reserve` can name."""
 SWEEP_LIMIT_JOBS = 100
 """How many jobs whose lease ended, and how many whose delay did, one `reserve` looks at beside those that are ready."""
 

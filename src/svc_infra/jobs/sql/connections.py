@@ -112,6 +112,7 @@ class PostgresConnections:
             detached: It stays open after the block, and out of the pool.
         """
         driver: Any = None
+        pool = self._db.engine.pool
         try:
             pooled = await self._db.engine.raw_connection()
             driver = pooled.driver_connection
@@ -123,8 +124,8 @@ class PostgresConnections:
                 await greenlet_spawn(pooled.invalidate)
                 raise
             finally:
-                if not detached:
-                    await greenlet_spawn(pooled.close)
+                if not detached:  # to a pool that was disposed of meanwhile nothing goes back: nobody would close it
+                    await greenlet_spawn(pooled.close if self._db.engine.pool is pool else pooled.invalidate)
         except self._errors as error:
             raise self._translated(driver, error) from error
 

@@ -14,9 +14,9 @@ from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
-from svc_infra.errors import ConfigurationError, StaleAttemptError, UnavailableError
-from svc_infra.jobs.job import JobState
-from svc_infra.jobs.queue import LIST_LIMIT_JOBS, RESERVE_LIMIT_JOBS, JobQueue, JobStore
+from svc_infra.errors import ConfigurationError, StaleAttemptError, UnavailableError, ValidationError
+from svc_infra.jobs.job import DURATION_LIMIT_SECONDS, JobState, check_name, check_number
+from svc_infra.jobs.queue import LIST_LIMIT_JOBS, QUEUES_LIMIT, RESERVE_LIMIT_JOBS, JobQueue, JobStore
 from svc_infra.jobs.retry import Outage
 from svc_infra.jobs.task import Task, by_name
 from svc_infra.jobs.workers.attempt import Attempt, Stop
@@ -56,8 +56,8 @@ class Worker:
         worker_id: Shown with the jobs that it holds; made up when left out.
 
     Raises:
-        ConfigurationError: Two tasks have one name, a task cannot be run or needs what the app does not provide, or
-            there is no queue or no concurrency.
+        ConfigurationError: Two tasks have one name, a task cannot be run or needs what the app does not provide, or a
+            queue's name, the lease or the concurrency is one that no worker can have.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Worker:
     ) -> None:
         if concurrency < 1 or prefetch < 0 or not queues or isinstance(queues, str):
             raise ConfigurationError("A worker needs a list of queues and a concurrency of at least 1.")
+        _check_terms(queues, lease_seconds, worker_id)
         self._queue = queue
         self._tasks = by_name(tasks)
         _check_needs(self._tasks.values(), wiring)
@@ -282,6 +283,20 @@ class Worker:
             pending = {moved, *unless} | (set() if claims.done() else {claims})
             await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             moved.cancel()
+
+
+def _check_terms(queues: Sequence[str], lease_seconds: float, worker_id: str | None) -> None:
+    """Refuse what every claim would be refused for, which a running worker takes for an outage."""
+    try:
+        for name in queues:
+            check_name(f"queue {name!r}", name)
+        check_number("lease_seconds", lease_seconds, 0.001, DURATION_LIMIT_SECONDS)
+        if worker_id is not None:
+            check_name("worker id", worker_id)
+    except ValidationError as error:
+        raise ConfigurationError(f"A worker needs names and a lease that can be: {error.detail}") from None
+    if len(set(queues)) > QUEUES_LIMIT:
+        raise ConfigurationError(f"A worker needs fewer queues: it serves at most {QUEUES_LIMIT}.")
 
 
 def _check_needs(tasks: Iterable[Task[..., Any]], wiring: Wiring | None) -> None:
