@@ -39,6 +39,8 @@ bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queue
 	@$(BIN)/python -m bench.cache --install
 	@$(BIN)/python -m bench.jobs
 	@$(BIN)/python -m bench.jobs_peers
+	@$(BIN)/python -m bench.jobs_fairness
+	@$(BIN)/python -m bench.jobs_held
 	@$(BIN)/python -m bench.auth
 	@$(BIN)/python -m bench.restarts
 

@@ -37,7 +37,7 @@ MAX_EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "8"))
 """Of each operation and way of making them; a search for what the suite has no time for takes some hundreds."""
 IS_SEARCH = "CONTRACT_EXAMPLES" in os.environ
 TIMEOUT_SECONDS = 240 + 30 * MAX_EXAMPLES
-NOT_OF_A_ROOM = "/(?!admin/|orgs|oauth|auth/api-keys|auth/mfa)"
+NOT_OF_A_ROOM = "/(?!admin/|organizations/|auth/api-keys|auth/mfa)"
 """The tracker's paths but those of rooms whose contracts have tests of their own."""
 ACCOUNT = {"email": "ana@example.com", "password": "correct horse battery"}
 
@@ -310,7 +310,7 @@ def test_the_admin_routes_answer_an_admin_as_they_are_documented(migrated_sqlite
         output = holds(client, document, config, max_examples=MAX_EXAMPLES // 2)
         assert client.get("/admin/roles", headers=headers).status_code == 200  # the login has lasted to the end
     assert "Selected: 17/17" in output
-    assert seen >= {200, 204, 403, 404, 405, 415, 422}
+    assert seen >= {200, 204, 403, 404, 405, 422}
 
 
 def test_guards_answer_as_they_are_documented(migrated_sqlite_url: str, tmp_path: Path) -> None:
