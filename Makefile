@@ -46,7 +46,7 @@ bench: $(VENV)/.dev-stamp ## Measure the HTTP stack, the cache and the job queue
 
 lock: $(UV) ## Compile the lock files (UPGRADE=1 takes the newest versions)
 	@$(COMPILE) --extra dev --output-file requirements/dev.txt
-	@$(COMPILE) --extra postgres --extra redis --extra mfa --extra cli --constraint requirements/dev.txt --output-file requirements/demo.txt
+	@$(COMPILE) --extra postgres --extra redis --extra mfa --extra cli --group demo --constraint requirements/dev.txt --output-file requirements/demo.txt
 
 clean: ## Remove what make made: .venv, caches and local data
 	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
