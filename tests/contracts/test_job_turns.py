@@ -70,3 +70,10 @@ async def test_a_point_of_priority_is_worth_a_minute_of_waiting(queue: AnyQueue,
 async def test_a_jobs_tenant_is_that_of_whoever_enqueued_it(queue: AnyQueue) -> None:
     await enqueue_for(queue, "acme")
     assert (await claim_one(queue)).tenant == "acme"
+
+
+async def test_a_claim_goes_through_as_many_jobs_of_each_lane_as_it_takes(queue: AnyQueue) -> None:
+    for tenant in ("a", "b", "c", "d"):
+        await enqueue_for(queue, tenant, 20)
+    assert Counter(await names(queue, 70)) == {"a": 18, "b": 18, "c": 17, "d": 17}
+    assert len(await names(queue, 70)) == 10

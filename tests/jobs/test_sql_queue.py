@@ -338,6 +338,18 @@ async def test_a_queue_with_many_tenants_starves_no_other_queue(db: AsyncDatabas
     assert len({job.tenant for job in started}) == 10
 
 
+async def test_what_others_have_started_under_limits_costs_a_claim_no_turn(
+    postgres_db: AsyncDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_steps, "MANY_LANES", 5)
+    queues = [SqlJobQueue(postgres_db) for _ in range(3)]
+    limits = [Limit(f"key-{number}", concurrency=1) for number in range(30)]
+    await queues[0].enqueue_many([JobRequest(name="a", limit=limit) for limit in limits])
+    started = await asyncio.gather(*(queue.reserve(worker_id="w", limit=10) for queue in queues))
+    assert sum(map(len, started)) >= 20
+    assert len({job.id for jobs in started for job in jobs}) == sum(map(len, started))
+
+
 async def test_many_unique_jobs_are_few_statements(db: AsyncDatabase) -> None:
     queue = SqlJobQueue(db)
     held = await queue.enqueue("a", unique_key="key-7")
