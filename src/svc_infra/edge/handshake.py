@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -46,6 +47,9 @@ class Handshake:
     async def send(self, message: Message) -> None:
         """Pass on what the app sends."""
         kind = message["type"]
+        if kind == "websocket.close" and self._can_be_answered:
+            await self._refuse(HTTPException(*self._refusal(message)))
+            return
         if kind == "websocket.send":
             self.sent_bytes += len(message.get("bytes") or message.get("text") or "")
         elif kind in ("websocket.accept", "websocket.http.response.start"):
@@ -66,4 +70,19 @@ class Handshake:
             self.error = error
             logger.error("websocket.failed", exc_info=error, path=self._scope["path"])
         if not self._closed:
-            await refuse(self._scope, self.send, error, expose=self._expose, is_open=self.status == SWITCHING_STATUS)
+            await self._refuse(error)
+
+    @property
+    def _can_be_answered(self) -> bool:
+        """Whether nothing has been sent, and the server can send an answer to the handshake."""
+        is_new = not self._closed and self.status == REFUSED_STATUS
+        return is_new and "websocket.http.response" in self._scope.get("extensions", {})
+
+    def _refusal(self, closed: Message) -> tuple[int, str | None]:
+        """What an app says that closes a websocket before it is open, as Starlette does where there is no route."""
+        if "endpoint" not in self._scope:
+            return 404, None
+        return REFUSED_STATUS, closed.get("reason") or None
+
+    async def _refuse(self, error: Exception) -> None:
+        await refuse(self._scope, self.send, error, expose=self._expose, is_open=self.status == SWITCHING_STATUS)
