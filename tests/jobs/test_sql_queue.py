@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ async def until_someone_waits(db: AsyncDatabase) -> None:
 async def test_workers_on_many_connections_lose_and_double_nothing(
     migrated_postgres_url: str, postgres_db: AsyncDatabase
 ) -> None:
-    total, chance = 300, random.Random(7)
+    total, chance, lease_seconds = 300, random.Random(7), 1.0
     databases = [AsyncDatabase(migrated_postgres_url, pool_size=2) for _ in range(6)]
     queues = [SqlJobQueue(db, max_crashes=1000) for db in databases]
     finished: Counter[str] = Counter()
@@ -224,11 +224,12 @@ async def test_workers_on_many_connections_lose_and_double_nothing(
 
     async def work(queue: SqlJobQueue, name: str) -> None:
         while finished.total() < total:
-            for job in await queue.reserve(worker_id=name, limit=4, lease_seconds=1.0):
+            asked = time.monotonic()
+            for job in await queue.reserve(worker_id=name, limit=4, lease_seconds=lease_seconds):
                 outcome = chance.random()
-                if outcome < 0.1:
-                    continue  # as if this worker had died: the lease ends
-                with suppress(StaleAttemptError):  # of a worker that the machine kept waiting
+                try:
+                    if outcome < 0.1:
+                        continue  # as if this worker had died: the lease ends
                     if outcome < 0.2:
                         await queue.fail(job, error="broken")
                     elif outcome < 0.3:
@@ -236,6 +237,8 @@ async def test_workers_on_many_connections_lose_and_double_nothing(
                     else:
                         await queue.ack(job)
                         finished[job.id] += 1
+                except StaleAttemptError:  # only of a worker that the machine kept waiting
+                    assert time.monotonic() - asked >= lease_seconds
 
     async with asyncio.timeout(60):
         await asyncio.gather(

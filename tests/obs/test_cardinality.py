@@ -52,7 +52,7 @@ async def test_random_requests_to_an_app_open_few_series(classifier: Callable[[s
     random = Random(2)
     app = edged(Starlette(routes=[Route("/users/{id}", hello)]))
     add_observability(app, route_classifier=classifier)
-    count = 20_000
+    count = 4_000
     for turn in range(count):
         method = random.choice(["GET", "POST", "PUT", "DELETE", "BREW", f"M{turn}"])
         await call(app, method, f"/users/{random.random()}" if turn % 2 else f"/{random.random()}/{random.random()}")
