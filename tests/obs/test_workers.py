@@ -69,7 +69,7 @@ class Service:
         return {int(CLIENT.get(f"{self.url}/ping").text) for _ in range(times)}
 
     def ping_all(self, workers: int) -> tuple[set[int], int]:
-        """Who they are once so many workers have answered, and how many requests that took."""
+        """Who they are, once each has answered (they begin one after the other), and how many requests that took."""
         sent, pids, until = 0, set[int](), monotonic() + WAIT_SECONDS
         while len(pids) < workers and monotonic() < until:
             pids |= self.ping(10)
@@ -152,7 +152,7 @@ def test_workers_count_as_one_also_when_one_of_them_is_killed(tmp_path: Path) ->
 
 def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) -> None:
     with service(tmp_path, workers=2) as shop, ThreadPoolExecutor(1) as threads:
-        before = shop.ping(30)
+        before, sent = shop.ping_all(2)
         hanging = threads.submit(CLIENT.get, f"{shop.url}/hang")
         shop.wait_for_total(1, "http_server_inflight_requests")
         for pid in before:
@@ -163,7 +163,7 @@ def test_a_killed_worker_takes_its_requests_in_flight_with_it(tmp_path: Path) ->
         while not _answers(shop.url) and monotonic() < until:
             pass
         assert shop.total("http_server_inflight_requests") == 0
-        shop.wait_for_total(30, "http_server_requests_total", route="/ping")
+        shop.wait_for_total(sent, "http_server_requests_total", route="/ping")
 
 
 def work(pipe: Connection, folder: str, number: int) -> None:
