@@ -193,6 +193,7 @@ class Worker:
                 if jobs:
                     self._fed_at = self._answered_at
                     self._begin_waiting()
+                    await asyncio.sleep(0)  # they begin before the queue is asked for more
                 if len(jobs) < room:
                     await self._rest(self._queue.wait(self._poll_interval_seconds))
                 self._outage.over()
