@@ -193,8 +193,8 @@ class Worker:
                 if jobs:
                     self._fed_at = self._answered_at
                     self._begin_waiting()
-                    await asyncio.sleep(0)  # they begin before the queue is asked for more
                 if len(jobs) < room:
+                    await asyncio.sleep(0)  # these begin first: to ask the queue again takes as long as a short handler
                     await self._rest(self._queue.wait(self._poll_interval_seconds))
                 self._outage.over()
             except Exception as error:  # noqa: BLE001 - the worker outlives every outage, which logs and counts itself
