@@ -34,6 +34,7 @@ class TestJobQueue(InMemoryJobQueue):
         self.given_out: dict[str, None] = {}  # the ids of what was given out since `settle` began
         self._open = asyncio.Event()
         self._idle = asyncio.Event()
+        self._is_empty = False  # as the last look found it since `settle` began
         self._crashes: Counter[str] = Counter()
         self._duplicates: Counter[str] = Counter()
 
@@ -49,6 +50,7 @@ class TestJobQueue(InMemoryJobQueue):
         """Give jobs out until none is due and none runs."""
         self.given_out.clear()
         self._idle.clear()
+        self._is_empty = False
         self._open.set()
         self._wakeup.notify()
         try:
@@ -65,12 +67,12 @@ class TestJobQueue(InMemoryJobQueue):
         return self._waiting.next_due
 
     async def wait(self, timeout_seconds: float) -> None:
-        """See `JobQueue.wait`. A worker that comes here has been given everything that is due."""
+        """See `JobQueue.wait`. What was given out may have ended and stored more: then the worker looks again."""
         if not self._open.is_set():
             await self._open.wait()
         elif self._running:
             await super().wait(LOOK_SECONDS)
-        else:
+        elif self._is_empty:
             self._idle.set()
             self._open.clear()
 
@@ -79,6 +81,7 @@ class TestJobQueue(InMemoryJobQueue):
         if not self._open.is_set():
             return []
         jobs = await super().reserve(**terms)
+        self._is_empty = not jobs
         for job in list(jobs):
             self.given_out[job.id] = None
             if self._duplicates[job.name] > 0:

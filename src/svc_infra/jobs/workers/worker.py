@@ -194,7 +194,8 @@ class Worker:
                     self._fed_at = self._answered_at
                     self._begin_waiting()
                 if len(jobs) < room:
-                    await asyncio.sleep(0)  # these begin first: to ask the queue again takes as long as a short handler
+                    if jobs:
+                        await asyncio.sleep(0)  # they begin first: to ask again takes as long as a short handler
                     await self._rest(self._queue.wait(self._poll_interval_seconds))
                 self._outage.over()
             except Exception as error:  # noqa: BLE001 - the worker outlives every outage, which logs and counts itself
