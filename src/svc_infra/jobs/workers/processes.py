@@ -146,7 +146,8 @@ async def _ask(child: asyncio.subprocess.Process, request: bytes, begins: Callab
 
 async def _end(child: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
-        child.kill()
+        if child.returncode is None:
+            os.kill(child.pid, signal.SIGKILL)  # `child.kill` would take its status from whoever waits for that
     if child.stdin is not None:
         child.stdin.close()
     await child.wait()
