@@ -172,7 +172,7 @@ async def test_a_handler_that_takes_longer_than_the_lease_is_cancelled(db: Async
         await asyncio.Event().wait()
 
     await add(db, 1)
-    relay = OutboxRelay(db, handlers={"t": hang}, lease_seconds=0.05)
+    relay = OutboxRelay(db, handlers={"t": hang}, lease_seconds=0.5)
     assert await relay.run_once() == 1
     [row] = await left(db)
     assert row.last_error is not None
@@ -184,7 +184,7 @@ async def test_a_batch_that_cannot_end_within_the_lease_is_given_back_unspent(db
         await asyncio.Event().wait()
 
     await add(db, 1, 2, 3)
-    await OutboxRelay(db, handlers={"t": hang}, lease_seconds=0.05).run_once()
+    await OutboxRelay(db, handlers={"t": hang}, lease_seconds=0.5).run_once()
     assert [row.attempts for row in await left(db)] == [1, 0, 0]
 
 
